@@ -1,0 +1,66 @@
+"""The `wsssfast` command: subcommands are imported when they are used, so help is instant."""
+
+import sys
+from importlib import import_module
+
+import click
+
+from wsssfast.errors import INTERRUPTED, WsssError
+
+# name -> (module, attribute, one line of help)
+COMMANDS = {
+    "demo": ("demo", "demo", "The whole pipeline on the embedded data set."),
+    "dataset": ("dataset", "dataset", "Check a data set, count it, or write the synthetic one."),
+    "export-cams": ("export", "export_cams", "CAMs of a data set into shards."),
+    "evaluate": ("evaluate", "evaluate", "Score shards against masks."),
+    "convert": ("convert", "convert", "CAM shards to .npy files of the field, and back."),
+    "inspect": ("shards", "inspect", "What a folder of shards holds."),
+    "verify": ("shards", "verify", "Check every byte of a folder of shards."),
+    "doctor": ("doctor", "doctor", "What this machine offers, and what will be used."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules of their own, imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of the pipeline."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"wsssfast.cli.{module}"), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table above, importing none."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="wsssfast")
+def main() -> None:
+    """Turn image-level labels into pixel labels (WSSS): fast, exact, at data-set scale."""
+
+
+def run() -> None:
+    """Entry point: one line on stderr and an exit code for everything a user can mend."""
+    try:
+        main(standalone_mode=False)
+    except WsssError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.code)
+    except click.UsageError as error:
+        where = f" (see `{error.ctx.command_path} -h`)" if error.ctx else ""
+        click.echo(f"Error: {error.format_message()}{where}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        click.echo(f"Error: {error.format_message()}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted; run the same command again to continue.", err=True)
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,76 @@
+"""The batched PyTorch path: the same operations as `reference`, in fewer bytes and passes.
+
+Any device, any floating dtype; probabilities and sums are held in float32 at least.
+"""
+
+import torch
+from torch import Tensor
+
+ROW_BLOCK = 128  # query rows a step: M * 128 * T probabilities stay within the last-level cache
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    c2p_total: Tensor | None,
+    p2p_total: Tensor | None,
+    num_classes: int,
+) -> Tensor:
+    """Attention output; adds the head mean's two blocks to the running totals, in place.
+
+    One block of query rows at a time: softmax once, multiply into the values, add to the mean,
+    drop. No [M, T, T] tensor exists.
+
+    Args:
+        query: [B, M, T, d].
+        key: [B, M, T, d].
+        value: [B, M, T, d].
+        scale: factor on the scores.
+        c2p_total: [B, C, N] to add to, or None.
+        p2p_total: [B, N, N] to add to, or None.
+        num_classes: C.
+
+    Returns:
+        [B, M, T, d] in the dtype of `value`.
+    """
+    tokens = query.shape[2]
+    work = torch.promote_types(query.dtype, torch.float32)
+    output = torch.empty_like(value)
+    for b in range(query.shape[0]):
+        scaled, transposed = query[b] * scale, key[b].transpose(-2, -1)
+        for start in range(0, tokens, ROW_BLOCK):
+            rows = slice(start, min(start + ROW_BLOCK, tokens))
+            weights = torch.softmax(scaled[:, rows] @ transposed, dim=-1, dtype=work)  # [M, R, T]
+            output[b, :, rows] = weights.to(value.dtype) @ value[b]
+            mean = weights.mean(0)[:, num_classes:]  # [R, N]
+            classes = max(0, min(num_classes - start, mean.shape[0]))  # leading rows of class tokens
+            if c2p_total is not None and classes:
+                c2p_total[b, start : start + classes] += mean[:classes]
+            if p2p_total is not None and classes < mean.shape[0]:
+                first = start + classes - num_classes
+                p2p_total[b, first : rows.stop - num_classes] += mean[classes:]
+    return output
+
+
+def related_patches(similarity: Tensor, count: int, include_self: bool = True) -> Tensor:
+    """U(i) of Eq. 3 without a sort: the k-th largest value, then a cut through its ties.
+
+    Selects exactly what `reference.related_patches` selects.
+    """
+    n = similarity.shape[-1]
+    if not include_self:
+        similarity = similarity.clone()
+        similarity.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
+        count = min(count, n - 1)
+    if count == 0:
+        return torch.zeros_like(similarity, dtype=torch.bool)
+    threshold = torch.topk(similarity, count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    chosen = similarity >= threshold
+    if int(chosen.sum(-1).amax()) == count:  # no row has a tie across the cut
+        return chosen
+    above = similarity > threshold
+    tied = chosen & ~above
+    room = count - above.sum(-1, keepdim=True)
+    return above | (tied & (tied.cumsum(-1) <= room))

@@ -1,0 +1,26 @@
+"""wsssfast: image labels to pixel labels (WSSS), fast, exact, at data-set scale."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsssfast.cams import cams
+    from wsssfast.errors import WsssError
+    from wsssfast.models.checkpoint import load_model
+    from wsssfast.shards import open_shards
+
+__all__ = ["WsssError", "cams", "load_model", "open_shards"]
+
+_HOMES = {
+    "WsssError": "wsssfast.errors",
+    "cams": "wsssfast.cams",
+    "load_model": "wsssfast.models.checkpoint",
+    "open_shards": "wsssfast.shards",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names on first use: `import wsssfast` alone loads no torch."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

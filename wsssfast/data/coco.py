@@ -1,0 +1,169 @@
+"""COCO instances (2014 and 2017 names, or any file of that format)."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from wsssfast.data.dataset import IGNORE, Dataset, Item, Mask, read_ids, require_folder
+from wsssfast.data.images import item_image, item_size
+from wsssfast.data.labels_file import match_labels, read_labels
+from wsssfast.errors import BadFile, WsssError, listing
+
+_DEFAULT_SPLITS = ("train2014", "train2017")
+
+
+def open_coco(root: Path, split: str | None = None, labels: Path | None = None) -> Dataset:
+    """Index a COCO folder: `annotations/instances_<split>.json` beside `<split>/`.
+
+    Category ids (1..90 with gaps in COCO) become class indices 0..C-1 in id order, so mask values
+    are 1..C. Images without any annotation are left out (COCO 2014: 82,081 of 82,783 stay).
+
+    Args:
+        root: the folder.
+        split: train2014, val2014, train2017, val2017 …, or `SPLIT:list.txt` for the listed ids of
+            a split; by default train2014 or train2017, whichever is there.
+        labels: a labels file that replaces the instances' labels.
+
+    Raises:
+        WsssError: something is missing or does not fit.
+    """
+    require_folder(root, "a COCO data set (a folder)")
+    name, _, subset = (split or _default_split(root)).partition(":")
+    images = require_folder(root / name, f"the COCO images of split {name!r}")
+    source = root / "annotations" / f"instances_{name}.json"
+    found = _read(source)
+    categories = sorted(found["categories"], key=lambda c: int(c["id"]))
+    class_index = {int(c["id"]): index for index, c in enumerate(categories)}
+    class_names = tuple(str(c["name"]) for c in categories)
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for annotation in found["annotations"]:
+        by_image.setdefault(int(annotation["image_id"]), []).append(annotation)
+    records = {Path(i["file_name"]).stem: i for i in found["images"] if int(i["id"]) in by_image}
+    image_labels: dict[str, tuple[int, ...]] = {}
+    for image_id, record in records.items():
+        used = {int(a["category_id"]) for a in by_image[int(record["id"])]}
+        if not used <= class_index.keys():
+            raise WsssError(f"Unknown category {min(used - class_index.keys())} in {source}.")
+        image_labels[image_id] = tuple(sorted(class_index[c] for c in used))
+    if subset:
+        wanted = read_ids(Path(subset))
+        unknown = [i for i in wanted if i not in records]
+        if unknown:
+            raise WsssError(f"Expected annotated images of {source}, found {listing(unknown)}.")
+        records = {i: records[i] for i in wanted}
+    if labels is not None:
+        known = {Path(i["file_name"]).stem for i in found["images"]}
+        image_labels = match_labels(read_labels(labels, class_names), records, known, labels)
+    items = tuple(
+        Item(i, image_labels[i], images / Path(records[i]["file_name"]).name)
+        for i in sorted(records)
+    )
+    absent = [item.id for item in items if not (item.image and item.image.is_file())]
+    if absent:
+        raise WsssError(f"Expected an image file in {images} for {listing(absent)}, found none.")
+    sizes = {i: (int(r["height"]), int(r["width"])) for i, r in records.items()}
+    annotations = {i: by_image[int(r["id"])] for i, r in records.items()}
+    return Dataset(
+        name="coco",
+        split=split or name,
+        class_names=class_names,
+        items=items,
+        image_size=item_size,
+        load_image=item_image,
+        load_mask=partial(_load_mask, sizes, annotations, class_index),
+        label_source=labels.name if labels else source.name,
+    )
+
+
+def instance_mask(
+    annotations: Sequence[dict[str, Any]], class_index: dict[int, int], height: int, width: int
+) -> Mask:
+    """Semantic mask of one image's instances.
+
+    Larger areas are painted first, so that smaller objects lie on top (equal areas: higher
+    annotation id first); crowds become 255 where no instance is (method §8).
+
+    Args:
+        annotations: COCO annotations (polygons, RLE or compressed RLE).
+        class_index: category id -> 0-based class.
+        height: of the image.
+        width: of the image.
+
+    Returns:
+        uint8 [H, W]: 0 background, class + 1, 255.
+
+    Raises:
+        BadFile: a segmentation that pycocotools cannot decode.
+    """
+    mask = np.zeros((height, width), dtype=np.uint8)
+    crowd = np.zeros((height, width), dtype=bool)
+    for annotation in sorted(annotations, key=lambda a: (-float(a["area"]), -int(a["id"]))):
+        region = _region(annotation, height, width)
+        if annotation.get("iscrowd", 0):
+            crowd |= region
+        else:
+            mask[region] = class_index[int(annotation["category_id"])] + 1
+    mask[crowd & (mask == 0)] = IGNORE
+    return mask
+
+
+def _region(annotation: dict[str, Any], height: int, width: int) -> "np.ndarray[Any, Any]":
+    shape = annotation["segmentation"]
+    try:
+        if isinstance(shape, list):
+            rle = coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
+        elif isinstance(shape["counts"], list):
+            rle = coco_mask.frPyObjects(shape, height, width)
+        else:
+            rle = shape
+        if list(rle["size"]) != [height, width]:
+            raise BadFile(f"a segmentation of size {rle['size']}, not {[height, width]}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return np.asarray(coco_mask.decode(rle)).astype(bool)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise BadFile(f"annotation {annotation.get('id')}: {error}") from error
+
+
+def _load_mask(
+    sizes: dict[str, tuple[int, int]],
+    annotations: dict[str, list[dict[str, Any]]],
+    class_index: dict[int, int],
+    item: Item,
+) -> Mask:
+    return instance_mask(annotations[item.id], class_index, *sizes[item.id])
+
+
+def _default_split(root: Path) -> str:
+    for split in _DEFAULT_SPLITS:
+        if (root / "annotations" / f"instances_{split}.json").is_file():
+            return split
+    raise WsssError(
+        f"Expected annotations/instances_train2014.json or …_train2017.json in {root}, found none.",
+        "Check --data-root, or name the --split.",
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise WsssError(f"Expected COCO instances at {path}, found none.", "Check --split.")
+    try:
+        with path.open("rb") as file:
+            found = json.load(file)
+        for key, fields in (
+            ("images", ("id", "file_name", "height", "width")),
+            ("annotations", ("id", "image_id", "category_id", "segmentation", "area")),
+            ("categories", ("id", "name")),
+        ):
+            for entry in found[key]:
+                for field in fields:
+                    entry[field]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise WsssError(f"Expected COCO instances in {path}, found no {error}.") from error
+    return dict(found)

@@ -1,0 +1,127 @@
+"""What a data set is here: an index of images, labels and masks that holds no pixels."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from wsssfast.errors import WsssError, listing
+
+IGNORE = 255  # mask value that is neither background nor class
+Mask = NDArray[np.uint8]
+
+_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]|^\.{0,2}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image of a data set.
+
+    Attributes:
+        id: unique name, fit to be a file name.
+        labels: sorted 0-based class indices of its image-level labels; empty: none of the classes.
+        image: file of the image; None where the data set makes it.
+        mask: file of its pixel mask; None where there is none or the data set makes it.
+    """
+
+    id: str
+    labels: tuple[int, ...]
+    image: Path | None = None
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An ordered, immutable index.
+
+    Attributes:
+        name: voc, coco, folder or synthetic.
+        split: which part of it.
+        class_names: the C foreground classes; class index c is mask value c + 1.
+        items: sorted by id.
+        image_size: item -> (width, height) from its header, without decoding.
+        load_image: item -> RGB image, orientation applied. Raises BadFile.
+        load_mask: item -> uint8 [H, W] with 0 background, 1..C, 255 ignore; None where the item
+            has no mask. Raises BadFile.
+        label_source: where the image-level labels came from, for the record.
+    """
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    items: tuple[Item, ...]
+    image_size: Callable[[Item], tuple[int, int]]
+    load_image: Callable[[Item], Image.Image]
+    load_mask: Callable[[Item], Mask | None]
+    label_source: str
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise WsssError(
+                f"The split {self.split!r} of the {self.name} data set is empty.",
+                "Name a split or list file that holds image ids.",
+            )
+        if len(self.class_names) > IGNORE - 1:
+            raise WsssError(
+                f"Expected at most {IGNORE - 1} classes, found {len(self.class_names)}.",
+                "Masks are 8-bit: 0 is background and 255 ignore.",
+            )
+        doubled = [b.id for a, b in zip(self.items, self.items[1:], strict=False) if a.id == b.id]
+        if doubled:
+            raise WsssError(
+                f"Expected each image id once, found more of {listing(doubled)}.",
+                "Rename the files or mend the list.",
+            )
+        unsafe = [item.id for item in self.items if _UNSAFE.search(item.id)]
+        if unsafe:
+            raise WsssError(
+                f"Expected image ids fit for a file name, found {listing([repr(i) for i in unsafe])}.",
+                "Use ids without slashes, control characters or leading dots alone.",
+            )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self.items)
+
+    @cached_property
+    def by_id(self) -> dict[str, Item]:
+        """Item of each id."""
+        return {item.id: item for item in self.items}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over class names, ids and labels: equal for equal data wherever it lies."""
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        for item in self.items:
+            digest.update(f"{item.id}\0{','.join(map(str, item.labels))}\n".encode())
+        return digest.hexdigest()
+
+
+def require_folder(path: Path, what: str) -> Path:
+    """`path` if it is a folder, or a clear error that says `what` was expected there."""
+    if not path.is_dir():
+        raise WsssError(f"Expected {what} at {path}, found none.", "Check --data-root.")
+    return path
+
+
+def read_ids(path: Path) -> list[str]:
+    """Ids of a list file: one a line, plain or PSA-style (`/JPEGImages/x.jpg /Segm…/x.png`).
+
+    Raises:
+        WsssError: not a text file.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise WsssError(f"Expected a text file of image ids at {path}: {error}") from error
+    first = [line.split()[0] for line in lines if line.strip()]
+    return [Path(name).stem if "/" in name else name.removesuffix(".jpg") for name in first]

@@ -1,0 +1,87 @@
+"""A user's own data: `images/`, `labels.csv`, and where there are any `classes.txt` and `masks/`."""
+
+from pathlib import Path
+
+from wsssfast.data.dataset import Dataset, Item, read_ids, require_folder
+from wsssfast.data.images import item_image, item_mask, item_size
+from wsssfast.data.labels_file import match_labels, read_csv, read_labels
+from wsssfast.errors import WsssError, listing
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
+
+
+def open_folder(root: Path, split: str | None = None, labels: Path | None = None) -> Dataset:
+    """Index a folder of images with a CSV of labels.
+
+    Args:
+        root: holds `images/*.{jpg,png,…}`, `labels.csv` (header `image,labels`; classes separated
+            by `;`), optionally `classes.txt` (one name a line, gives the order; else the sorted
+            names of the CSV) and `masks/<stem>.png`.
+        split: path of a file that lists image names or ids; all images by default.
+        labels: a labels file in place of `labels.csv`.
+
+    Raises:
+        WsssError: something is missing or does not fit.
+    """
+    require_folder(root, "a data folder")
+    folder = require_folder(root / "images", "a data folder with images/")
+    images: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in EXTENSIONS:
+            if path.stem in images:
+                raise WsssError(
+                    f"Found {images[path.stem].name} and {path.name} in {folder}.",
+                    "Masks and results go by the name without extension: rename one.",
+                )
+            images[path.stem] = path
+    wanted = list(images)
+    if split is not None and split != "all":
+        if not Path(split).is_file():
+            raise WsssError(
+                f"Expected a list file at {split}, found none.",
+                "For a folder data set --split is the path of a file that lists images.",
+            )
+        stems = {path.name: stem for stem, path in images.items()}
+        wanted = [stems.get(i, i) for i in read_ids(Path(split))]
+        absent = [i for i in wanted if i not in images]
+        if absent:
+            raise WsssError(f"Expected an image in {folder} for {listing(absent)}, found none.")
+    source = labels or root / "labels.csv"
+    if not source.is_file():
+        raise WsssError(
+            f"Expected the labels of the images at {source}, found none.",
+            "Write a CSV with the header image,labels and rows such as cat1.jpg,cat;sofa.",
+        )
+    class_names = _class_names(root, source)
+    found = match_labels(read_labels(source, class_names), wanted, images, source)
+    masks = root / "masks"
+    have = {path.name for path in masks.iterdir()} if masks.is_dir() else set()
+    return Dataset(
+        name="folder",
+        split=split or "all",
+        class_names=class_names,
+        items=tuple(
+            Item(i, found[i], images[i], masks / f"{i}.png" if f"{i}.png" in have else None)
+            for i in sorted(wanted)
+        ),
+        image_size=item_size,
+        load_image=item_image,
+        load_mask=item_mask,
+        label_source=source.name,
+    )
+
+
+def _class_names(root: Path, source: Path) -> tuple[str, ...]:
+    listed = root / "classes.txt"
+    if listed.is_file():
+        try:
+            lines = listed.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise WsssError(f"Expected class names at {listed}: {error}") from error
+        names = [line.strip() for line in lines if line.strip()]
+        if len(set(names)) != len(names):
+            raise WsssError(f"Expected each class once in {listed}, found one twice.")
+        return tuple(names)
+    if source.suffix != ".csv":
+        raise WsssError(f"Expected the class names at {listed}, found none.")
+    return tuple(sorted({name for names in read_csv(source).values() for name in names}))

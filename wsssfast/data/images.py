@@ -1,0 +1,87 @@
+"""Decode one image or mask file, exactly as PIL does."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from wsssfast.data.dataset import Item, Mask
+from wsssfast.errors import BadFile
+
+_ORIENTATION = 0x0112  # EXIF tag; values 5-8 swap width and height
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """The image as RGB, EXIF orientation applied.
+
+    Grey, palette, CMYK, alpha and 16-bit files become what PIL's `convert("RGB")` makes of them
+    (alpha is dropped; 16-bit grey is clipped at 255).
+
+    Raises:
+        BadFile: the file cannot be decoded completely.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # PIL's decoders raise a dozen types for damaged files
+        raise BadFile(_reason(error)) from error
+
+
+def rgb_size(path: Path) -> tuple[int, int]:
+    """(width, height) of `read_rgb(path)`, from the header alone.
+
+    Raises:
+        BadFile: no image header.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception as error:  # as above
+        raise BadFile(_reason(error)) from error
+    return (height, width) if turned else (width, height)
+
+
+def read_mask(path: Path) -> Mask:
+    """uint8 [H, W] of a palette or grey mask file; the values are class indices, not colours.
+
+    Raises:
+        BadFile: undecodable, or an image of colours.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise BadFile(f"expected a palette or 8-bit grey mask, found mode {image.mode}")
+            return np.array(image, dtype=np.uint8)
+    except BadFile:
+        raise
+    except Exception as error:  # as above
+        raise BadFile(_reason(error)) from error
+
+
+def item_size(item: Item) -> tuple[int, int]:
+    """(width, height) of a file-backed item."""
+    assert item.image is not None
+    return rgb_size(item.image)
+
+
+def item_image(item: Item) -> Image.Image:
+    """RGB pixels of a file-backed item."""
+    assert item.image is not None
+    return read_rgb(item.image)
+
+
+def item_mask(item: Item) -> Mask | None:
+    """Mask of a file-backed item, None where it has none."""
+    return None if item.mask is None else read_mask(item.mask)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "file not found"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

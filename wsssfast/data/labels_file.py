@@ -1,0 +1,145 @@
+"""Image-level labels from a file: JSON, CSV, or the field's pickled `cls_labels.npy`."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsssfast.data.safe_pickle import read_npy
+from wsssfast.errors import WsssError, listing
+
+Labels = dict[str, tuple[int, ...]]
+
+
+def read_labels(path: Path, class_names: tuple[str, ...]) -> Labels:
+    """Labels of each image id in a labels file.
+
+    - `.json`: {id: [class names or 0-based indices]}
+    - `.csv`: header `image,labels`, classes separated by `;`
+    - `.npy`: a pickled {id: multi-hot array of C} (MCTformer, PSA, IRN); read without running it
+
+    A file extension of an image (`x.jpg`) is dropped from the ids of CSV files.
+
+    Returns:
+        id -> sorted 0-based class indices.
+
+    Raises:
+        WsssError: unreadable, another structure, or an unknown class.
+    """
+    if not path.is_file():
+        raise WsssError(f"Expected a labels file at {path}, found none.", "Check --labels.")
+    if path.suffix == ".npy":
+        return _from_vectors(read_npy(path), path, len(class_names))
+    if path.suffix == ".json":
+        return _from_names(_read_json(path), path, class_names)
+    if path.suffix == ".csv":
+        rows = {Path(name).stem: names for name, names in read_csv(path).items()}
+        return _from_names(rows, path, class_names)
+    raise WsssError(f"Expected a .json, .csv or .npy labels file, found {path.name}.")
+
+
+def read_csv(path: Path) -> dict[str, list[str]]:
+    """Rows of a `image,labels` CSV as {image: [class names]}, in file order.
+
+    Raises:
+        WsssError: another header, a row without a name, or an image twice.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header = reader.fieldnames or []
+            if list(header[:2]) != ["image", "labels"]:
+                raise WsssError(
+                    f"Expected the header image,labels in {path}, found {','.join(header)[:80]!r}."
+                )
+            rows: dict[str, list[str]] = {}
+            for row in reader:
+                name = (row["image"] or "").strip()
+                if not name or name in rows:
+                    what = "an image twice" if name else "a row without an image"
+                    raise WsssError(f"Found {what} in {path}, line {reader.line_num}: {name[:80]!r}.")
+                rows[name] = [n.strip() for n in (row["labels"] or "").split(";") if n.strip()]
+            return rows
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise WsssError(f"Expected a CSV file at {path}: {error}") from error
+
+
+def match_labels(labels: Mapping[str, tuple[int, ...]], ids: Iterable[str], known: Iterable[str],
+                 source: Path) -> Labels:  # fmt: skip
+    """The labels of `ids`, after checking that file and data set speak of the same images.
+
+    Args:
+        labels: what the file says.
+        ids: images of the split.
+        known: every image that the data set has, in the split or not.
+        source: the file, for messages.
+
+    Raises:
+        WsssError: an image without label, or a label of no image.
+    """
+    wanted = list(ids)
+    missing = [i for i in wanted if i not in labels]
+    if missing:
+        raise WsssError(
+            f"Expected labels for every image, found none for {listing(missing)} in {source}.",
+            "Add them to the labels file (an empty list says: none of the classes).",
+        )
+    unknown = sorted(set(labels) - set(known))
+    if unknown:
+        raise WsssError(
+            f"Expected labels of images of this data set, found the unknown id {listing(unknown)} "
+            f"in {source}.",
+            "Remove these rows, or point --data-root to the images that they belong to.",
+        )
+    return {i: labels[i] for i in wanted}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WsssError(f"Expected JSON at {path}: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(v, list) for v in found.values()):
+        raise WsssError(f"Expected {{id: [classes]}} in {path}, found another structure.")
+    return found
+
+
+def _from_names(
+    rows: Mapping[str, list[Any]], path: Path, class_names: tuple[str, ...]
+) -> Labels:
+    index = {name: c for c, name in enumerate(class_names)}
+    labels: Labels = {}
+    for key, names in rows.items():
+        found = set()
+        for name in names:
+            is_index = isinstance(name, int) and not isinstance(name, bool)
+            if is_index and 0 <= name < len(class_names):
+                found.add(name)
+            elif isinstance(name, str) and name in index:
+                found.add(index[name])
+            else:
+                raise WsssError(
+                    f"Unknown class {str(name)[:60]!r} of image {key[:60]!r} in {path}.",
+                    f"Expected one of {listing(class_names, 8)}.",
+                )
+        labels[key] = tuple(sorted(found))
+    return labels
+
+
+def _from_vectors(found: Any, path: Path, num_classes: int) -> Labels:
+    if not isinstance(found, dict):
+        raise WsssError(f"Expected {{id: multi-hot array}} in {path}, found another structure.")
+    labels: Labels = {}
+    for key, value in found.items():
+        vector = np.asarray(value)
+        if not isinstance(key, str) or vector.shape != (num_classes,):
+            raise WsssError(
+                f"Expected {num_classes} values for each image in {path}, found "
+                f"{list(vector.shape)} for {str(key)[:60]!r}.",
+                "Is this the labels file of another data set?",
+            )
+        labels[key] = tuple(int(c) for c in np.flatnonzero(vector))
+    return labels

@@ -1,0 +1,33 @@
+"""The one exception of this package and its exit codes."""
+
+DONE = 0
+USER_ERROR = 2
+SOME_UNREADABLE = 3
+INTERRUPTED = 4
+WORKER_FAILED = 5
+
+
+class WsssError(Exception):
+    """Something the user can mend: what was expected, what was found, what to do.
+
+    Attributes:
+        message: one line, what was expected and what was found.
+        remedy: one line, what to do about it; may be empty.
+        code: the exit code of the command line.
+    """
+
+    def __init__(self, message: str, remedy: str = "", code: int = USER_ERROR) -> None:
+        self.message = " ".join(message.split())
+        self.remedy = " ".join(remedy.split())
+        self.code = code
+        super().__init__(f"{self.message} {self.remedy}".strip())
+
+
+class BadFile(Exception):
+    """One input that cannot be used: recorded and counted by a run, which goes on."""
+
+
+def listing(names: list[str] | tuple[str, ...], most: int = 3) -> str:
+    """`a, b, c and 4 more`: enough of a list for one line."""
+    shown = ", ".join(str(name)[:80] for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,218 @@
+"""`export-cams`: run a classifier over a data set and leave CAM shards, resumably."""
+
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wsssfast.cams import CamOptions, identity, require_stages, stage_grids
+from wsssfast.data.dataset import Dataset, Item
+from wsssfast.errors import BadFile, WsssError
+from wsssfast.loader import load_batches
+from wsssfast.models.checkpoint import weights_hash
+from wsssfast.models.classifier import ClassTokenViT
+from wsssfast.shards.format import (
+    DEFAULT_SHARD_SIZE,
+    Sidecar,
+    require_same_identity,
+    shard_stem,
+    sidecars,
+)
+from wsssfast.shards.writer import CamRecord, write_cam_shard
+
+
+@dataclass
+class ExportSummary:
+    """What an export did.
+
+    Attributes:
+        images: how many the shards hold now.
+        skipped_shards: how many were done already.
+        written_shards: how many this run wrote.
+        bytes: size of all shards and sidecars.
+        failed: id -> reason of images that could not be read.
+    """
+
+    images: int = 0
+    skipped_shards: int = 0
+    written_shards: int = 0
+    bytes: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def export_cams(
+    model: ClassTokenViT,
+    dataset: Dataset,
+    out: Path,
+    options: CamOptions,
+    *,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    batch_size: int = 8,
+    decode_workers: int = 2,
+    resume: bool = True,
+    overwrite: bool = False,
+    progress: Callable[[int], None] = lambda images: None,
+) -> ExportSummary:
+    """Export the CAMs of a data set.
+
+    Shards are `shard_size` images each of the sorted id list. A shard that is done is skipped, and
+    redone only if an image that it lists as unreadable can be read by now.
+
+    Args:
+        model: in evaluation mode, on the device to use.
+        dataset: what to export.
+        out: folder of the shards; made where absent.
+        options: what to compute.
+        shard_size: images a shard.
+        batch_size: most images of equal size in one forward pass.
+        decode_workers: decoding threads.
+        resume: whether a folder that holds shards of this configuration is continued.
+        overwrite: discard the shards in `out` first.
+        progress: called with a number of images each time some are finished.
+
+    Raises:
+        WsssError: `out` holds another configuration, the classes differ, or the disk is full.
+    """
+    require_classes(model, dataset)
+    require_stages(model, options.stages)
+    if min(shard_size, batch_size, decode_workers) < 1:
+        raise WsssError("Expected a shard size, batch size and number of workers of at least 1.")
+    who = identity(
+        model, weights_hash(model), options, dataset.fingerprint, dataset.label_source, shard_size
+    )
+    count = -(-len(dataset) // shard_size)
+    done = _prepare(out, who, resume=resume, overwrite=overwrite)
+    depth = len(model.blocks)
+    summary = ExportSummary()
+    for index in range(count):
+        items = dataset.items[index * shard_size : (index + 1) * shard_size]
+        finished = done.get(index)
+        if finished and not _now_readable(dataset, finished):
+            summary.skipped_shards += 1
+            progress(len(items))
+        else:
+            records, failed = _compute(
+                model, dataset, items, options, batch_size, decode_workers, progress
+            )
+            try:
+                finished = write_cam_shard(
+                    out, index, count, records, failed=failed, identity=who,
+                    epsilons={stage: options.epsilon(stage, depth) for stage in options.stages},
+                    config=_config(dataset, options, shard_size), versions=_versions(),
+                )  # fmt: skip
+            except OSError as error:
+                raise WsssError(
+                    f"Expected room and the right to write in {out}: {error.strerror or error}.",
+                    f"{summary.written_shards} shards of this run are complete; mend it and run "
+                    "the same command again.",
+                ) from error
+            summary.written_shards += 1
+        summary.images += len(finished.ids)
+        summary.failed.update(finished.failed)
+    summary.bytes = sum(path.stat().st_size for path in out.glob("cams-*"))
+    return summary
+
+
+def require_classes(model: ClassTokenViT, dataset: Dataset) -> None:
+    """Refuse a model whose classes are not those of the data set.
+
+    Raises:
+        WsssError: another number or order of classes.
+    """
+    theirs, ours = model.config.class_names, dataset.class_names
+    unnamed = all(name == f"class{c}" for c, name in enumerate(theirs))
+    if len(theirs) != len(ours) or (theirs != ours and not unnamed):
+        differ = next((a, b) for a, b in zip((*theirs, "none"), (*ours, "none"), strict=False) if a != b)
+        raise WsssError(
+            f"Expected a checkpoint of the data set's {len(ours)} classes, found one of "
+            f"{len(theirs)} (the first that differs: {differ[0]!r} against {differ[1]!r}).",
+            "Give the checkpoint that was trained for this data set.",
+        )
+
+
+def _prepare(out: Path, who: dict[str, Any], *, resume: bool, overwrite: bool) -> dict[int, Sidecar]:
+    """Shards of `out` that are done; the folder is made, emptied of shards, or refused."""
+    if out.exists() and not out.is_dir():
+        raise WsssError(f"Expected a folder for the shards, found a file at {out}.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WsssError(f"Expected to make the folder {out}: {error.strerror}.") from error
+    if overwrite:
+        for path in (*out.glob("cams-*-of-*"), *out.glob(".cams-*.partial")):
+            path.unlink()
+    if not resume and any(out.iterdir()):
+        raise WsssError(
+            f"Expected an empty or new folder with --no-resume, found files in {out}.",
+            "Leave the flag out to continue there, or discard with --overwrite.",
+        )
+    done = {}
+    for sidecar in sidecars(out, "cams"):
+        require_same_identity(sidecar.identity, who, out)
+        if (out / f"{shard_stem('cams', sidecar.index, sidecar.count)}.h5").is_file():
+            done[sidecar.index] = sidecar
+    return done
+
+
+def _now_readable(dataset: Dataset, finished: Sidecar) -> bool:
+    """Whether any image that a shard lists as unreadable decodes by now."""
+    for image_id in finished.failed:
+        try:
+            dataset.load_image(dataset.by_id[image_id])
+        except BadFile:
+            continue
+        return True
+    return False
+
+
+def _compute(
+    model: ClassTokenViT,
+    dataset: Dataset,
+    items: tuple[Item, ...],
+    options: CamOptions,
+    batch_size: int,
+    decode_workers: int,
+    progress: Callable[[int], None],
+) -> tuple[list[CamRecord], dict[str, str]]:
+    """The records of one shard, sorted by id, and what failed."""
+    records: list[CamRecord] = []
+    failed: dict[str, str] = {}
+    for batch in load_batches(dataset, items, batch_size, decode_workers):
+        if batch.error:
+            failed[batch.items[0].id] = batch.error
+        else:
+            labels = [item.labels for item in batch.items]
+            grids = stage_grids(model, batch.images, labels, options)
+            for item, image, stages in zip(batch.items, batch.images, grids, strict=True):
+                size = (image.size[1], image.size[0])
+                try:
+                    records.append(CamRecord(item.id, size, item.labels, stages))
+                except BadFile as error:
+                    failed[item.id] = str(error)
+        progress(len(batch.items))
+    records.sort(key=lambda record: record.id)
+    return records, failed
+
+
+def _config(dataset: Dataset, options: CamOptions, shard_size: int) -> dict[str, Any]:
+    """Resolved options, as stored beside the numbers."""
+    return {
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "labels": f"image-level labels of the data set ({dataset.label_source})",
+        "shard_size": shard_size,
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ("wsssfast", "timm", "numpy", "h5py", "pillow")
+    return {
+        **{name: version(name) for name in names},
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,120 @@
+"""Plain ViTs of timm: which ones serve as backbone, and their ImageNet weights."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention, PatchEmbed
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from wsssfast.errors import WsssError
+
+
+def build_backbone(arch: str, options: dict[str, Any], image_size: int) -> VisionTransformer:
+    """A timm ViT without weights, refused in one line where it is not plain.
+
+    Plain means: one class token at most besides the patches (it is replaced), a learned absolute
+    position embedding, ordinary pre-norm blocks with softmax attention over all tokens.
+
+    Args:
+        arch: timm's model name, such as deit_small_patch16_224.
+        options: keyword arguments of that model, such as embed_dim or drop_path_rate.
+        image_size: side in pixels that the position embedding is made for.
+
+    Raises:
+        WsssError: unknown to timm, or not plain.
+    """
+    try:
+        vit = timm.create_model(
+            arch, pretrained=False, num_classes=0, img_size=image_size, **options
+        )
+    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+        raise WsssError(
+            f"Expected a plain ViT of timm, found {arch!r}: {error}.",
+            "Such as deit_tiny_patch16_224 or deit_small_patch16_224.",
+        ) from error
+    reason = why_not_plain(vit)
+    if reason:
+        raise WsssError(
+            f"Expected a plain ViT of timm, found {arch!r}, which has {reason}.",
+            "Such as deit_tiny_patch16_224 or deit_small_patch16_224.",
+        )
+    return vit
+
+
+def why_not_plain(vit: nn.Module) -> str:
+    """What keeps a timm model from serving as backbone; empty where nothing does."""
+    if type(vit) is not VisionTransformer:
+        return f"the type {type(vit).__name__}"
+    if vit.num_prefix_tokens > 1 or getattr(vit, "reg_token", None) is not None:
+        return "register tokens"
+    if vit.pos_embed is None:
+        return "no absolute position embedding"
+    if type(vit.patch_embed) is not PatchEmbed:
+        return f"the patch embedding {type(vit.patch_embed).__name__}"
+    for block in vit.blocks:
+        if type(block) is not Block:
+            return f"blocks of the type {type(block).__name__}"
+        if type(block.attn) is not Attention:
+            return f"attention of the type {type(block.attn).__name__}"
+        if getattr(block.attn, "gate", None) is not None:
+            return "gated attention"
+    return ""
+
+
+def plain_vits() -> list[str]:
+    """Names of all timm models that can be the backbone (built without memory; takes a minute)."""
+    names = []
+    for arch in timm.list_models(module="vision_transformer"):
+        with torch.device("meta"):
+            if not why_not_plain(timm.create_model(arch, num_classes=0)):
+                names.append(arch)
+    return names
+
+
+def backbone_weights(arch: str, source: str) -> dict[str, Tensor]:
+    """ImageNet weights under timm's key names.
+
+    Args:
+        arch: timm's model name.
+        source: a local file (a state dict, bare or under `model` or `state_dict`), or "timm" to
+            let timm download them.
+
+    Raises:
+        WsssError: no file, not weights, or no download.
+    """
+    from wsssfast.models.checkpoint import read_state_dict
+
+    if source != "timm":
+        return read_state_dict(Path(source))
+    try:
+        vit = timm.create_model(arch, pretrained=True, num_classes=0)
+    except Exception as error:  # whatever the hub's client raises on the way
+        raise WsssError(
+            f"Expected timm to provide ImageNet weights of {arch}: {type(error).__name__}.",
+            "Give a local file by --pretrained FILE.",
+        ) from error
+    state: dict[str, Tensor] = vit.state_dict()
+    return state
+
+
+def resize_positions(patch_part: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Bicubic resize of a square patch position embedding at initialisation.
+
+    Args:
+        patch_part: [1, N0, D], N0 a square.
+        grid: wanted (h, w).
+
+    Returns:
+        [1, h*w, D].
+    """
+    side = math.isqrt(patch_part.shape[1])
+    if (side, side) == grid:
+        return patch_part
+    image = patch_part.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    image = F.interpolate(image, size=grid, mode="bicubic", align_corners=False)
+    return image.flatten(2).transpose(1, 2)

@@ -1,0 +1,177 @@
+"""Read and write classifier checkpoints; nothing in a file is ever executed.
+
+Ours is one `.safetensors` file: weights, and in its header's metadata under `wsssfast` a JSON
+document (format version, kind, configuration). One file cannot be half replaced.
+"""
+
+import hashlib
+import json
+import math
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from wsssfast.data.voc import CLASS_NAMES as VOC_CLASSES
+from wsssfast.errors import WsssError
+from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
+
+FORMAT_VERSION = 1
+_HEAD_WIDTH = 64  # of every DeiT, hence of every MCTformer
+
+
+def save_model(model: ClassTokenViT, path: Path) -> None:
+    """Write a classifier to `path` (.safetensors); an earlier file stays until it is complete."""
+    meta = {"version": FORMAT_VERSION, "kind": "classifier", "config": model.config.to_json()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(save(state, {"wsssfast": json.dumps(meta, sort_keys=True)}))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load_model(path: str | Path) -> ClassTokenViT:
+    """Open a classifier: our own checkpoint, or a public MCTformer-V1/V2 one.
+
+    The structure of an MCTformer is read off its tensor shapes (heads = width / 64); its classes
+    are named after VOC or COCO where their number says so.
+
+    Returns:
+        The model in evaluation mode, float32, on CPU.
+
+    Raises:
+        WsssError: no such file, not a checkpoint, or one of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WsssError(f"Expected a checkpoint at {path}, found none.", "Check --checkpoint.")
+    if _is_safetensors(path):
+        config, state = _read_own(path)
+    else:
+        state = {k: v for k, v in read_state_dict(path).items() if not k.startswith("norm.")}
+        config = _mctformer_config(state, path)
+        if not config.patch_head:
+            state = {k: v for k, v in state.items() if not k.startswith("head.")}
+    model = ClassTokenViT(config)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1 if "\n" in str(error) else 0]
+        raise WsssError(f"Expected the weights of a classifier in {path}: {first}") from error
+    return model.eval()
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """SHA-256 over names, shapes and values of all weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors of a torch or safetensors file; `model`, `state_dict` and `module.` are unwrapped.
+
+    Raises:
+        WsssError: unreadable, or anything but tensors by name.
+    """
+    if not path.is_file():
+        raise WsssError(f"Expected weights at {path}, found none.")
+    try:
+        if _is_safetensors(path):
+            with safetensors.safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, KeyError,
+            TypeError, AttributeError, IndexError, safetensors.SafetensorError) as error:  # fmt: skip
+        raise WsssError(
+            f"Expected a file of weights at {path}, found one that holds something else or is "
+            f"damaged ({type(error).__name__}).",
+            "Files are read without executing anything in them; get one that holds tensors only.",
+        ) from error
+    for key in ("model", "state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not found:
+        raise WsssError(f"Expected a state dict in {path}, found {type(found).__name__}.")
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
+        raise WsssError(f"Expected only named tensors in {path}, found other things.")
+    return {k.removeprefix("module."): v for k, v in found.items()}
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file starts as a safetensors file does: a length, then JSON."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _read_own(path: Path) -> tuple[ClassifierConfig, dict[str, Tensor]]:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            meta: dict[str, Any] = json.loads((file.metadata() or {}).get("wsssfast", "{}"))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        kind, version = meta.get("kind"), meta.get("version")
+        if kind != "classifier":
+            found = f"a checkpoint of kind {kind!r}" if kind else "weights without description"
+            raise WsssError(
+                f"Expected a classifier checkpoint at {path}, found {found}.",
+                "Backbone weights are for training (--pretrained); give a trained classifier here.",
+            )
+        if version != FORMAT_VERSION:
+            raise WsssError(
+                f"Expected checkpoint format {FORMAT_VERSION} in {path}, found {version}.",
+                "Update wsssfast.",
+            )
+        return ClassifierConfig.from_json(meta["config"]), state
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WsssError(f"Expected a checkpoint at {path}, found a damaged file: {error}") from error
+
+
+def _mctformer_config(state: dict[str, Tensor], path: Path) -> ClassifierConfig:
+    """Structure of an MCTformer-V1 or -V2 from its tensor shapes."""
+    from wsssfast.data.coco_names import CLASS_NAMES as COCO_CLASSES
+
+    try:
+        _, classes, width = state["cls_token"].shape
+        patches = state["pos_embed"].shape[1] - classes
+        patch = state["patch_embed.proj.weight"].shape[-1]
+        hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
+        depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks."))
+        head = state.get("head.weight")
+        side = math.isqrt(max(patches, 0))
+        if classes == 1 and head is not None and head.ndim == 2 and head.shape[0] > 1:
+            raise WsssError(
+                f"Expected a trained classifier at {path}, found ImageNet backbone weights.",
+                "They are for training (--pretrained); give a trained classifier here.",
+            )
+        if side * side != patches or width % _HEAD_WIDTH:
+            raise KeyError("pos_embed")
+    except (KeyError, ValueError, IndexError) as error:
+        raise WsssError(
+            f"Expected a classifier at {path}: one of wsssfast, or MCTformer-V1/V2's public layout; "
+            f"it does not fit at {error}."
+        ) from error
+    known = {len(VOC_CLASSES): VOC_CLASSES, len(COCO_CLASSES): COCO_CLASSES}
+    return ClassifierConfig(
+        class_names=known.get(classes, tuple(f"class{c}" for c in range(classes))),
+        arch="vit_tiny_patch16_224",
+        arch_options={
+            "patch_size": patch,
+            "embed_dim": width,
+            "depth": depth,
+            "num_heads": width // _HEAD_WIDTH,
+            "mlp_ratio": hidden / width,
+            "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+        },
+        image_size=side * patch,
+        patch_head=head is not None and head.ndim == 4,
+    )

@@ -1,0 +1,32 @@
+"""From a PIL image to the network's input, as torchvision's ToTensor and Normalize do it."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from wsssfast.models.classifier import ClassifierConfig
+
+
+def to_tensor(images: list[Image.Image], config: ClassifierConfig) -> Tensor:
+    """Normalised float32 [B, 3, H, W] of RGB images of one size.
+
+    Args:
+        images: RGB, all of one size.
+        config: whose mean and std to use.
+    """
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    mean = torch.tensor(config.mean).view(3, 1, 1)
+    std = torch.tensor(config.std).view(3, 1, 1)
+    return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def resize(image: Image.Image, scale: float, least: int) -> Image.Image:
+    """PIL-bicubic resize of both sides to round(side * scale) ([M], method §5).
+
+    A side below `least` (one patch) becomes `least`: the rule for tiny images is ours.
+    """
+    width, height = (max(least, round(side * scale)) for side in image.size)
+    if (width, height) == image.size:
+        return image
+    return image.resize((width, height), Image.Resampling.BICUBIC)

@@ -1,0 +1,1 @@
+"""Option files of published and recommended settings."""

@@ -1,0 +1,162 @@
+"""Names, sidecars and safe publication of shards; the format itself is told in docs/shards.md."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsssfast.errors import WsssError, listing
+
+FORMAT_VERSION = 1  # readers read every version up to their own
+DEFAULT_SHARD_SIZE = 512
+_NAME = re.compile(r"(?P<kind>cams|labels)-(?P<index>\d{5})-of-(?P<count>\d{5})\.json")
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What a shard's JSON file says; its existence means that the shard is done.
+
+    Attributes:
+        kind: "cams" or "labels".
+        index: number of this shard, from 0.
+        count: number of shards of the whole set.
+        ids: images of the shard, in the order of the HDF5 file.
+        failed: id -> reason, for images that could not be read.
+        identity: everything that changes the numbers (architecture.md §2).
+        config: the resolved options of the run, for the record.
+        versions: of the packages that made it.
+        file_bytes: size of the HDF5 file.
+        file_sha256: checksum of the HDF5 file.
+    """
+
+    kind: str
+    index: int
+    count: int
+    ids: tuple[str, ...]
+    failed: dict[str, str]
+    identity: dict[str, Any]
+    config: dict[str, Any]
+    versions: dict[str, str]
+    file_bytes: int
+    file_sha256: str
+
+    @property
+    def stem(self) -> str:
+        """File name without extension."""
+        return shard_stem(self.kind, self.index, self.count)
+
+
+def shard_stem(kind: str, index: int, count: int) -> str:
+    """`cams-00007-of-00032`."""
+    return f"{kind}-{index:05d}-of-{count:05d}"
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def publish(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file under a temporary name, sync it, rename it, sync the folder.
+
+    A reader sees the old file or the complete new one, also after a power cut.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_sidecar(folder: Path, sidecar: Sidecar) -> None:
+    """Publish a sidecar: the last act of writing a shard."""
+    body = {"format": f"wsssfast.{sidecar.kind}", "version": FORMAT_VERSION, **vars(sidecar)}
+    body["checksum"] = hashlib.sha256(canonical(body).encode()).hexdigest()
+    publish(folder / f"{sidecar.stem}.json", lambda path: _write_text(path, canonical(body) + "\n"))
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """Read and check one sidecar.
+
+    Raises:
+        WsssError: damaged, of another format, or of a later version.
+    """
+    match = _NAME.fullmatch(path.name)
+    try:
+        text = path.read_text(encoding="ascii")
+        body = json.loads(text)
+        if text != canonical(body) + "\n":
+            raise ValueError("its text was changed")
+        checksum = body.pop("checksum")
+        if checksum != hashlib.sha256(canonical(body).encode()).hexdigest():
+            raise ValueError("its checksum does not fit")
+        kind, version = body.pop("format"), body.pop("version")
+        if match is None or kind != f"wsssfast.{body['kind']}" or body["kind"] != match["kind"]:
+            raise ValueError("it is of another kind")
+        if version > FORMAT_VERSION:
+            raise WsssError(
+                f"Expected shard format {FORMAT_VERSION} or earlier in {path}, found {version}.",
+                "Update wsssfast.",
+            )
+        body["ids"] = tuple(body["ids"])
+        sidecar = Sidecar(**body)
+        if path.name != f"{sidecar.stem}.json":
+            raise ValueError("it was renamed")
+        return sidecar
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WsssError(
+            f"Expected the sidecar of a shard at {path}, found a damaged file: {error}.",
+            "Delete it and run the export again: only this shard is redone.",
+        ) from error
+
+
+def sidecars(folder: Path, kind: str) -> Iterator[Sidecar]:
+    """All sidecars of a kind in a folder, in shard order."""
+    for path in sorted(folder.glob(f"{kind}-*-of-*.json")):
+        if _NAME.fullmatch(path.name):
+            yield read_sidecar(path)
+
+
+def require_same_identity(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
+    """Refuse to mix two configurations in one folder, naming the keys that differ.
+
+    Raises:
+        WsssError: they differ.
+    """
+    differ = [
+        f"{key} (there {_short(found.get(key))}, now {_short(wanted.get(key))})"
+        for key in sorted(found.keys() | wanted.keys())
+        if found.get(key) != wanted.get(key)
+    ]
+    if differ:
+        raise WsssError(
+            f"Expected shards of this configuration in {folder}, found others: {listing(differ)}.",
+            "Choose another --out, or discard them with --overwrite.",
+        )
+
+
+def _short(value: Any) -> str:
+    text = canonical(value)
+    return text if len(text) <= 28 else text[:20] + "…"
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="ascii")

@@ -1,0 +1,96 @@
+"""Check shards against their checksums, and say what is there and what is missing."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wsssfast.errors import WsssError
+from wsssfast.shards.format import Sidecar, read_sidecar, sha256_of, sidecars
+from wsssfast.shards.reader import CamShards
+
+
+@dataclass
+class Verdict:
+    """Result of `verify_shards`.
+
+    Attributes:
+        shards: how many were checked.
+        images: how many images they hold.
+        failed: id -> reason, as the export recorded them.
+        missing: names of shards that are not done.
+        problems: one line for each thing that is wrong.
+    """
+
+    shards: int = 0
+    images: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def verify_shards(folder: Path) -> Verdict:
+    """Read every byte of every shard in a folder; any flipped one is found.
+
+    Raises:
+        WsssError: no such folder, or no shards in it.
+    """
+    if not folder.is_dir():
+        raise WsssError(f"Expected a folder of shards at {folder}, found none.")
+    verdict = Verdict()
+    good: list[Sidecar] = []
+    paths = sorted(folder.glob("cams-*-of-*.json"))
+    if not paths:
+        raise WsssError(f"Expected shards in {folder}, found none.")
+    for path in paths:
+        try:
+            sidecar = read_sidecar(path)
+        except WsssError as error:
+            verdict.problems.append(error.message)
+            continue
+        verdict.shards += 1
+        verdict.images += len(sidecar.ids)
+        verdict.failed.update(sidecar.failed)
+        problem = _check_file(folder / f"{sidecar.stem}.h5", sidecar)
+        if problem:
+            verdict.problems.append(f"{sidecar.stem}.h5: {problem}")
+        else:
+            good.append(sidecar)
+    counts = {s.count for s in good}
+    if len(counts) > 1 or any(s.identity != good[0].identity for s in good):
+        verdict.problems.append("shards of several configurations are mixed")
+    elif good:
+        done = {s.index for s in good}
+        absent = sorted(set(range(good[0].count)) - done)
+        verdict.missing = [f"cams-{i:05d}-of-{good[0].count:05d}" for i in absent]
+        seen: set[str] = set()
+        for sidecar in good:
+            doubled = seen & set(sidecar.ids)
+            if doubled:
+                verdict.problems.append(f"{sidecar.stem}: {min(doubled)} is in two shards")
+            seen |= set(sidecar.ids)
+    if not verdict.problems:
+        verdict.problems += _check_structure(folder)
+    return verdict
+
+
+def _check_file(path: Path, sidecar: Sidecar) -> str:
+    try:
+        if path.stat().st_size != sidecar.file_bytes:
+            return f"{path.stat().st_size} bytes, expected {sidecar.file_bytes}"
+        if sha256_of(path) != sidecar.file_sha256:
+            return "its contents were changed: the checksum does not fit"
+    except OSError as error:
+        return str(error.strerror)
+    return ""
+
+
+def _check_structure(folder: Path) -> list[str]:
+    """Open the first image of each shard as a reader would."""
+    problems = []
+    shards = CamShards(folder)
+    for sidecar in sidecars(folder, "cams"):
+        try:
+            for stage in shards.stages if sidecar.ids else ():
+                shards.grids(sidecar.ids[0], stage)
+        except WsssError as error:
+            problems.append(error.message)
+    return problems
