@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import click
-
 from wsssfast.cli.options import (
     FILE,
     config_option,
@@ -14,6 +13,7 @@ from wsssfast.cli.options import (
     table,
     write_json,
 )
+
 from wsssfast.errors import WsssError
 
 
@@ -37,7 +37,7 @@ def cams(
     stage: str,
     json_path: str | None,
 ) -> None:
-    """mIoU of CAM shards, each stage at its best background threshold of 0.00 to 0.59.
+    r"""MIoU of CAM shards, each stage at its best background threshold of 0.00 to 0.59.
 
     The threshold is tuned on the masks that it is scored against, as the field does it; the whole
     sweep is in the JSON.
@@ -55,7 +55,8 @@ def cams(
     unknown = [name for name in stages if name not in shards.stages]
     if unknown:
         raise WsssError(
-            f"Expected a stage out of {', '.join(shards.stages)} in {folder}, found {unknown[0]!r}.",
+            f"Expected a stage out of {', '.join(shards.stages)} in {folder}, found "
+            f"{unknown[0]!r}.",
             "Export it with --stage.",
         )
     dataset = open_dataset(kind, root, split, labels)

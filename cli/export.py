@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-
 from wsssfast.cli.options import (
     FILE,
     config_option,
@@ -30,31 +29,71 @@ def _numbers(ctx: click.Context, param: click.Parameter, text: str) -> tuple[flo
 @dataset_options
 @click.option("--checkpoint", type=FILE, required=True, help="Trained classifier.")
 @click.option("--out", type=FILE, required=True, help="Folder of the shards.")
-@click.option("--stage", default="final", show_default=True,
-              help="Stages of the refinement, separated by commas, into one shard set.")
+@click.option(
+    "--stage",
+    default="final",
+    show_default=True,
+    help="Stages of the refinement, separated by commas, into one shard set.",
+)
 @click.option("--ratio", default=0.3, show_default=True, help="Share of related patches.")
 @click.option("--alpha", default=1.2, show_default=True, help="Weight of the related mean.")
-@click.option("--scales", default="1.0", show_default=True, callback=_numbers,
-              help="Image scales, separated by commas; summed.")
+@click.option(
+    "--scales",
+    default="1.0",
+    show_default=True,
+    callback=_numbers,
+    help="Image scales, separated by commas; summed.",
+)
 @click.option("--flip/--no-flip", default=True, show_default=True, help="Sum the mirror image too.")
-@click.option("--propagation", type=click.Choice(["gather", "scatter"]), default="gather",
-              show_default=True, help="Eq. 6 as MCTformer computes it, or to the letter.")
-@click.option("--related-by", type=click.Choice(["attention", "tokens"]), default="attention",
-              show_default=True, help="What ranks the related patches.")
-@click.option("--c2p-layers", default=3, show_default=True,
-              help="Last layers of the class-to-patch attention.")
-@click.option("--p2p-layers", default=12, show_default=True,
-              help="Last layers of the patch-to-patch attention.")
-@click.option("--include-self/--exclude-self", default=True, show_default=True,
-              help="Whether a patch may be related to itself.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32",
-              show_default=True, help="Of the network; maps are float32.")
+@click.option(
+    "--propagation",
+    type=click.Choice(["gather", "scatter"]),
+    default="gather",
+    show_default=True,
+    help="Eq. 6 as MCTformer computes it, or to the letter.",
+)
+@click.option(
+    "--related-by",
+    type=click.Choice(["attention", "tokens"]),
+    default="attention",
+    show_default=True,
+    help="What ranks the related patches.",
+)
+@click.option(
+    "--c2p-layers",
+    default=3,
+    show_default=True,
+    help="Last layers of the class-to-patch attention.",
+)
+@click.option(
+    "--p2p-layers",
+    default=12,
+    show_default=True,
+    help="Last layers of the patch-to-patch attention.",
+)
+@click.option(
+    "--include-self/--exclude-self",
+    default=True,
+    show_default=True,
+    help="Whether a patch may be related to itself.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the network; maps are float32.",
+)
 @device_option
 @click.option("--batch-size", default=8, show_default=True, help="Most images a forward pass.")
 @click.option("--decode-workers", default=2, show_default=True, help="Threads that decode images.")
 @click.option("--shard-size", default=512, show_default=True, help="Images a shard.")
-@click.option("--resume/--no-resume", default=True, show_default=True,
-              help="Continue a folder of the same configuration, or refuse one that is not empty.")
+@click.option(
+    "--resume/--no-resume",
+    default=True,
+    show_default=True,
+    help="Continue a folder of the same configuration, or refuse one that is not empty.",
+)
 @click.option("--overwrite", is_flag=True, help="Discard the shards in --out first.")
 @json_option
 @config_option
@@ -75,14 +114,14 @@ def export_cams(
     json_path: str | None,
     **method: Any,
 ) -> None:
-    """Compute the CAMs of every image of a data set and store them as HDF5 shards.
+    r"""Compute the CAMs of every image of a data set and store them as HDF5 shards.
 
     The image-level labels of the data set choose the classes of each image. Images that cannot be
     read are listed and skipped (exit code 3); running the same command again continues.
 
     \b
     Example:
-      wsssfast export-cams --dataset voc --data-root VOCdevkit/VOC2012 \\
+      wsssfast export-cams --dataset voc --data-root VOCdevkit/VOC2012 \
           --checkpoint classifier.safetensors --out cams
     """  # fmt: skip
     from wsssfast.cams import CamOptions

@@ -102,7 +102,13 @@ def write_json(value: Any, path: str | None) -> None:
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr; yields the function that advances it."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(file=sys.stderr)
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -1,6 +1,13 @@
 """Every hot operation of the method; `reference` defines what each must compute."""
 
-from wsssfast.kernels.api import STAGES, Backend, Propagation, attention_capture, refine, related_patches
+from wsssfast.kernels.api import (
+    STAGES,
+    Backend,
+    Propagation,
+    attention_capture,
+    refine,
+    related_patches,
+)
 from wsssfast.kernels.reference import fuse_scales, normalise
 
 __all__ = [

@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-
 from wsssfast.kernels import eager, reference
 
 STAGES = (
@@ -65,7 +64,7 @@ def attention_capture(
     _expect("c2p_total", c2p_total, (batch, num_classes, patches))
     _expect("p2p_total", p2p_total, (batch, patches, patches))
     scale = width**-0.5 if scale is None else scale
-    if _pick(backend) is eager:
+    if not _uses_reference(backend):
         return eager.attend(query, key, value, scale, c2p_total, p2p_total, num_classes)
     weights = reference.attention_probabilities(query, key, scale)
     mean = weights.mean(1)
@@ -102,7 +101,9 @@ def related_patches(
     if not 0 < ratio <= 1:
         raise ValueError(f"expected a ratio in (0, 1], received {ratio}")
     count = reference.related_count(ratio, similarity.shape[-1])
-    return _pick(backend).related_patches(similarity, count, include_self)
+    if _uses_reference(backend):
+        return reference.related_patches(similarity, count, include_self)
+    return eager.related_patches(similarity, count, include_self)
 
 
 def refine(
@@ -152,7 +153,7 @@ def refine(
         raise ValueError(f"expected propagation gather or scatter, received {propagation!r}")
     if alpha < 0:
         raise ValueError(f"expected alpha >= 0, received {alpha}")
-    if _pick(backend) is reference:
+    if _uses_reference(backend):
         similarity = None if tokens is None else reference.token_similarity(tokens)
         return reference.stage_maps(
             cam, c2p, p2p, stages, similarity=similarity, ratio=ratio, alpha=alpha,
@@ -179,11 +180,10 @@ def refine(
     return maps
 
 
-def _pick(backend: Backend):  # type: ignore[no-untyped-def]
-    """The module that implements `backend`."""
+def _uses_reference(backend: Backend) -> bool:
     if backend not in ("auto", "eager", "reference"):
         raise ValueError(f"expected backend auto, eager or reference, received {backend!r}")
-    return reference if backend == "reference" else eager
+    return backend == "reference"
 
 
 def _expect(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:

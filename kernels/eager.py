@@ -45,7 +45,9 @@ def attend(
             weights = torch.softmax(scaled[:, rows] @ transposed, dim=-1, dtype=work)  # [M, R, T]
             output[b, :, rows] = weights.to(value.dtype) @ value[b]
             mean = weights.mean(0)[:, num_classes:]  # [R, N]
-            classes = max(0, min(num_classes - start, mean.shape[0]))  # leading rows of class tokens
+            classes = max(
+                0, min(num_classes - start, mean.shape[0])
+            )  # leading rows of class tokens
             if c2p_total is not None and classes:
                 c2p_total[b, start : start + classes] += mean[:classes]
             if p2p_total is not None and classes < mean.shape[0]:

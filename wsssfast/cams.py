@@ -217,7 +217,7 @@ def _refine(
     )
     maps: dict[str, Tensor] = {}
     for stage, flat in stages.items():
-        grid = flat.unflatten(-1, (h, w))
+        grid = flat.reshape(*flat.shape[:2], h, w)
         if repeats == 2:
             grid = grid[: len(labels)] + grid[len(labels) :].flip(-1)
         maps[stage] = grid.float().cpu()

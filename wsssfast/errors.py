@@ -23,7 +23,7 @@ class WsssError(Exception):
         super().__init__(f"{self.message} {self.remedy}".strip())
 
 
-class BadFile(Exception):
+class BadFile(Exception):  # noqa: N818  (it is no error of the program)
     """One input that cannot be used: recorded and counted by a run, which goes on."""
 
 

@@ -59,8 +59,8 @@ class CamScorer:
         counted = mask != IGNORE
         truth = mask[counted].astype(np.int64)
         if truth.size and truth.max() >= len(self.class_names):
-            raise WsssError(f"Expected mask values up to {len(self.class_names) - 1} and 255, found "
-                            f"{truth.max()}.")  # fmt: skip
+            most = len(self.class_names) - 1
+            raise WsssError(f"Expected mask values up to {most} and 255, found {truth.max()}.")
         self._truth += np.bincount(truth, minlength=len(self.class_names))
         self.images += 1
         if len(labels) == 0:
@@ -97,7 +97,7 @@ class CamScorer:
 
 
 def scores(t: Counts, p: Counts, tp: Counts, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """mIoU and the rates of false positives and negatives from counts.
+    """MIoU and the rates of false positives and negatives from counts.
 
     Args:
         t: pixels of each class in truth.

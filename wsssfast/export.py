@@ -126,7 +126,9 @@ def require_classes(model: ClassTokenViT, dataset: Dataset) -> None:
     theirs, ours = model.config.class_names, dataset.class_names
     unnamed = all(name == f"class{c}" for c, name in enumerate(theirs))
     if len(theirs) != len(ours) or (theirs != ours and not unnamed):
-        differ = next((a, b) for a, b in zip((*theirs, "none"), (*ours, "none"), strict=False) if a != b)
+        differ = next(
+            (a, b) for a, b in zip((*theirs, "none"), (*ours, "none"), strict=False) if a != b
+        )
         raise WsssError(
             f"Expected a checkpoint of the data set's {len(ours)} classes, found one of "
             f"{len(theirs)} (the first that differs: {differ[0]!r} against {differ[1]!r}).",
@@ -134,7 +136,9 @@ def require_classes(model: ClassTokenViT, dataset: Dataset) -> None:
         )
 
 
-def _prepare(out: Path, who: dict[str, Any], *, resume: bool, overwrite: bool) -> dict[int, Sidecar]:
+def _prepare(
+    out: Path, who: dict[str, Any], *, resume: bool, overwrite: bool
+) -> dict[int, Sidecar]:
     """Shards of `out` that are done; the folder is made, emptied of shards, or refused."""
     if out.exists() and not out.is_dir():
         raise WsssError(f"Expected a folder for the shards, found a file at {out}.")

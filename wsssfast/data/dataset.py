@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,12 +79,7 @@ class Dataset:
                 f"Expected each image id once, found more of {listing(doubled)}.",
                 "Rename the files or mend the list.",
             )
-        unsafe = [item.id for item in self.items if _UNSAFE.search(item.id)]
-        if unsafe:
-            raise WsssError(
-                f"Expected image ids fit for a file name, found {listing([repr(i) for i in unsafe])}.",
-                "Use ids without slashes, control characters or leading dots alone.",
-            )
+        require_safe_ids([item.id for item in self.items])
 
     def __len__(self) -> int:
         return len(self.items)
@@ -104,6 +99,20 @@ class Dataset:
         for item in self.items:
             digest.update(f"{item.id}\0{','.join(map(str, item.labels))}\n".encode())
         return digest.hexdigest()
+
+
+def require_safe_ids(ids: Sequence[str]) -> None:
+    """Refuse ids that as a file name would leave the output folder.
+
+    Raises:
+        WsssError: slashes, control characters, or nothing but dots.
+    """
+    unsafe = [repr(i) for i in ids if _UNSAFE.search(i)]
+    if unsafe:
+        raise WsssError(
+            f"Expected image ids fit for a file name, found {listing(unsafe)}.",
+            "Use ids without slashes and control characters.",
+        )
 
 
 def require_folder(path: Path, what: str) -> Path:

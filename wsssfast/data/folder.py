@@ -1,4 +1,4 @@
-"""A user's own data: `images/`, `labels.csv`, and where there are any `classes.txt` and `masks/`."""
+"""A user's own data: `images/` and `labels.csv`, optionally `classes.txt` and `masks/`."""
 
 from pathlib import Path
 

@@ -60,7 +60,9 @@ def read_csv(path: Path) -> dict[str, list[str]]:
                 name = (row["image"] or "").strip()
                 if not name or name in rows:
                     what = "an image twice" if name else "a row without an image"
-                    raise WsssError(f"Found {what} in {path}, line {reader.line_num}: {name[:80]!r}.")
+                    raise WsssError(
+                        f"Found {what} in {path}, line {reader.line_num}: {name[:80]!r}."
+                    )
                 rows[name] = [n.strip() for n in (row["labels"] or "").split(";") if n.strip()]
             return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -107,9 +109,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _from_names(
-    rows: Mapping[str, list[Any]], path: Path, class_names: tuple[str, ...]
-) -> Labels:
+def _from_names(rows: Mapping[str, list[Any]], path: Path, class_names: tuple[str, ...]) -> Labels:
     index = {name: c for c, name in enumerate(class_names)}
     labels: Labels = {}
     for key, names in rows.items():

@@ -43,9 +43,7 @@ def open_synthetic(split: str | None = None) -> Dataset:
     count = int(count_text) if count_text else SPLITS[name]
     if count > 100_000:
         raise WsssError(f"Expected at most 100000 scenes, found {count}.")
-    items = tuple(
-        Item(f"{name}_{index:05d}", labels_of(name, index)) for index in range(count)
-    )
+    items = tuple(Item(f"{name}_{index:05d}", labels_of(name, index)) for index in range(count))
     return Dataset(
         name="synthetic",
         split=f"{name}:{count}",
@@ -165,26 +163,29 @@ def _background(rng: np.random.RandomState, ys: Field, xs: Field) -> Field:
 
 def _shape(label: int, u: Field, v: Field) -> NDArray[np.bool_]:
     """Where an object of the class is, in its own coordinates (radius 1)."""
-    r, angle = np.hypot(u, v), np.arctan2(v, u)
+    r: Field = np.hypot(u, v)
+    angle: Field = np.arctan2(v, u)
+    inside: NDArray[np.bool_]
     match CLASS_NAMES[label]:
         case "disc":
-            return r < 0.85
+            inside = r < 0.85
         case "square":
-            return np.maximum(np.abs(u), np.abs(v)) < 0.78
+            inside = np.maximum(np.abs(u), np.abs(v)) < 0.78
         case "triangle":
-            return np.maximum(np.abs(u) * 0.87 + v * 0.5, -v) < 0.52
+            inside = np.maximum(np.abs(u) * 0.87 + v * 0.5, -v) < 0.52
         case "ring":
-            return (r < 0.95) & (r > 0.45)
+            inside = (r < 0.95) & (r > 0.45)
         case "cross":
-            return (np.minimum(np.abs(u), np.abs(v)) < 0.3) & (
+            inside = (np.minimum(np.abs(u), np.abs(v)) < 0.3) & (
                 np.maximum(np.abs(u), np.abs(v)) < 0.95
             )
         case "star":
-            return r < 0.68 + 0.32 * np.cos(5 * angle)
+            inside = r < 0.68 + 0.32 * np.cos(5 * angle)
         case "capsule":
-            return np.hypot(np.maximum(np.abs(u) - 0.6, 0), v) < 0.4
+            inside = np.hypot(np.maximum(np.abs(u) - 0.6, 0), v) < 0.4
         case _:
-            return (r < 0.95) & (np.hypot(u - 0.5, v) > 0.65)
+            inside = (r < 0.95) & (np.hypot(u - 0.5, v) > 0.65)
+    return inside
 
 
 def _texture(label: int, u: Field, v: Field, rng: np.random.RandomState) -> Field:

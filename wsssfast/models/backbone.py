@@ -29,7 +29,7 @@ def build_backbone(arch: str, options: dict[str, Any], image_size: int) -> Visio
         WsssError: unknown to timm, or not plain.
     """
     try:
-        vit = timm.create_model(
+        vit: Any = timm.create_model(
             arch, pretrained=False, num_classes=0, img_size=image_size, **options
         )
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
@@ -43,6 +43,7 @@ def build_backbone(arch: str, options: dict[str, Any], image_size: int) -> Visio
             f"Expected a plain ViT of timm, found {arch!r}, which has {reason}.",
             "Such as deit_tiny_patch16_224 or deit_small_patch16_224.",
         )
+    assert isinstance(vit, VisionTransformer)
     return vit
 
 

@@ -174,7 +174,8 @@ class ClassTokenViT(nn.Module):
         h, w = height // self.patch_size, width // self.patch_size
         if h * w == self.grid**2 and height == width:
             return self.pos_embed
-        class_part, patch_part = self.pos_embed.split([self.num_classes, self.grid**2], dim=1)
+        class_part = self.pos_embed[:, : self.num_classes]
+        patch_part = self.pos_embed[:, self.num_classes :]
         image = patch_part.reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
         factors = ((h + 0.1) / self.grid, (w + 0.1) / self.grid)
         image = F.interpolate(image, scale_factor=factors, mode="bicubic", align_corners=False)
@@ -255,7 +256,7 @@ def _block_with_capture(
     p2p_total: Tensor | None,
     backend: kernels.Backend,
 ) -> Tensor:
-    """timm's Block.forward in evaluation mode, with the attention captured on the way."""
+    """Timm's Block.forward in evaluation mode, with the attention captured on the way."""
     if c2p_total is None and p2p_total is None:
         plain: Tensor = block(x)
         return plain

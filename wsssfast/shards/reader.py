@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsssfast import kernels
+from wsssfast.data.dataset import require_safe_ids
 from wsssfast.errors import WsssError, listing
 from wsssfast.shards.format import sidecars
 from wsssfast.shards.safe_h5 import get_dataset, get_text, open_h5, read_array
@@ -72,6 +73,7 @@ class CamShards:
         self._shards = {s.index: s for s in found}
         self._place = {i: (s.index, n) for s in found for n, i in enumerate(s.ids)}
         self.ids = tuple(self._place)
+        require_safe_ids(self.ids)
         self._index = lru_cache(maxsize=64)(self._read_index)
 
     @property
@@ -103,11 +105,14 @@ class CamShards:
         stage = self.stages[-1] if stage is None else stage
         if stage not in self.stages:
             raise WsssError(
-                f"Expected a stage out of {', '.join(self.stages)} in {self.folder}, found {stage!r}.",
+                f"Expected a stage out of {', '.join(self.stages)} in {self.folder}, found "
+                f"{stage!r}.",
                 "Export it with --stage.",
             )
         if image_id not in self._place:
-            raise WsssError(f"Expected an image of the shards in {self.folder}, found {image_id!r}.")
+            raise WsssError(
+                f"Expected an image of the shards in {self.folder}, found {image_id!r}."
+            )
         number, n = self._place[image_id]
         index = self._index(number)
         labels = index.labels[index.label_offsets[n] : index.label_offsets[n + 1]]

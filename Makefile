@@ -1,0 +1,38 @@
+# Everything here makes .venv first; nothing else has to be installed by hand.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+OUT ?= demo-out
+
+.PHONY: demo test test-all lint clean
+
+demo: $(VENV)/.ready
+	$(BIN)/wsssfast demo --out $(OUT)
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(VENV)/.ready
+	$(BIN)/python -m pytest -m "not gpu"
+
+# Type-checked as installed: checkers cannot follow the editable layout.
+lint: $(VENV)/.ready
+	$(PIP) ".[lint]"
+	$(PIP) --editable .
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	rm -rf build/lint && $(PIP) --no-deps --target build/lint .
+	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p wsssfast
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "wsssfast needs Python 3.11 or later; set PYTHON=..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable ".[test]"
+	$(PIP) ".[crf]" && $(PIP) --no-deps --editable . || \
+	    echo "pydensecrf could not be built (it needs g++ and the Python headers); all else works."
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

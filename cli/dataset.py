@@ -1,0 +1,125 @@
+"""`wsssfast dataset`."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from wsssfast.cli.options import (
+    FILE,
+    dataset_options,
+    finish,
+    json_option,
+    progress,
+    table,
+    write_json,
+)
+
+from wsssfast.errors import USER_ERROR
+
+if TYPE_CHECKING:
+    from wsssfast.data import Dataset
+    from wsssfast.data.check import DatasetReport
+
+
+@click.group()
+def dataset() -> None:
+    """Check a data set, count it, or write the synthetic one."""
+
+
+@dataset.command()
+@dataset_options
+@json_option
+def check(
+    kind: str, root: Path | None, split: str | None, labels: Path | None, json_path: str | None
+) -> None:
+    r"""Read every image, label and mask, and list what would stop or spoil a run.
+
+    Exit code 2 where something does not fit, 3 where files cannot be read.
+
+    \b
+    Example:
+      wsssfast dataset check --dataset voc --data-root VOCdevkit/VOC2012 --split train_aug
+    """
+    _, report = _report(kind, root, split, labels, decode=True, json_path=json_path)
+    for problem in report.problems[:20]:
+        click.echo(f"does not fit: {problem}", err=True)
+    if report.problems:
+        click.echo(
+            f"Error: {len(report.problems)} masks do not fit their images, the first: "
+            f"{report.problems[0]}.",
+            err=True,
+        )
+        sys.exit(USER_ERROR)
+    finish(report.unreadable)
+
+
+@dataset.command()
+@dataset_options
+@json_option
+def stats(
+    kind: str, root: Path | None, split: str | None, labels: Path | None, json_path: str | None
+) -> None:
+    r"""Count images, labels and masks without decoding the images.
+
+    \b
+    Example:
+      wsssfast dataset stats --dataset coco --data-root coco --split train2014
+    """
+    _report(kind, root, split, labels, decode=False, json_path=json_path)
+
+
+@dataset.command()
+@click.option("--out", type=FILE, required=True, help="A new or empty folder.")
+@click.option("--split", default="train", show_default=True, help="train, val, or train:COUNT.")
+def synth(out: Path, split: str) -> None:
+    r"""Write the embedded synthetic data set in the folder layout.
+
+    \b
+    Example:
+      wsssfast dataset synth --out scenes --split train:50
+      wsssfast dataset check --dataset folder --data-root scenes
+    """
+    from wsssfast.data.synthetic import open_synthetic, write_folder
+
+    opened = open_synthetic(split)
+    write_folder(opened, out)
+    click.echo(f"{len(opened)} scenes in {out}; read them with --dataset folder --data-root {out}")
+
+
+def _report(
+    kind: str,
+    root: Path | None,
+    split: str | None,
+    labels: Path | None,
+    *,
+    decode: bool,
+    json_path: str | None,
+) -> "tuple[Dataset, DatasetReport]":
+    from wsssfast.data import open_dataset
+    from wsssfast.data.check import check_dataset
+
+    opened = open_dataset(kind, root, split, labels)
+    with progress("dataset", len(opened)) as advance:
+        report = check_dataset(opened, decode=decode, progress=advance)
+    write_json(asdict(report), json_path)
+    if json_path != "-":
+        rows = [
+            [f"{n + 1} {name}", str(report.label_counts[name]), str(report.mask_counts[name])]
+            for n, name in enumerate(opened.class_names)
+        ]
+        title = f"{opened.name} {opened.split}: images per class (labels: {opened.label_source})"
+        table(title, ["class", "label", "mask"], rows)
+        sizes = report.sizes
+        click.echo(
+            f"{report.images} images, {report.masks} masks ({report.with_ignore} with 255); "
+            f"{report.multi_label} with several labels, {report.unlabelled} with none; "
+            f"{report.disagreements} whose mask and label classes differ."
+        )
+        if sizes:
+            click.echo(
+                f"Width {sizes['min_width']}-{sizes['max_width']}, "
+                f"height {sizes['min_height']}-{sizes['max_height']} pixels."
+            )
+    return opened, report

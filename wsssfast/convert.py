@@ -1,0 +1,158 @@
+"""CAM shards to the dumps that the field's scripts read, and back."""
+
+import hashlib
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from wsssfast.data.dataset import require_safe_ids
+from wsssfast.data.safe_pickle import read_npy
+from wsssfast.errors import BadFile, WsssError, listing
+from wsssfast.shards.format import DEFAULT_SHARD_SIZE, require_same_identity, sidecars
+from wsssfast.shards.reader import CamShards
+from wsssfast.shards.writer import CamRecord, write_cam_shard
+
+_STRIDE = 4  # of IRN's small maps
+Map = NDArray[np.float32]
+
+
+def to_npy(shards: CamShards, out: Path, stage: str | None, progress: Callable[[int], None]) -> int:
+    """`<id>.npy` as MCTformer and PSA read it: a pickled dict {0-based class: float32 H x W}.
+
+    Returns:
+        How many files were written.
+    """
+    return _dump(shards, out, stage, progress, _as_dict)
+
+
+def to_irn(shards: CamShards, out: Path, stage: str | None, progress: Callable[[int], None]) -> int:
+    """`<id>.npy` as IRN reads it: a pickled dict of keys, cam (at a quarter size) and high_res.
+
+    `keys` are 0-based classes, `cam` float32 [K, ceil(H/4), ceil(W/4)] and `high_res` float32
+    [K, H, W], each in [0, 1].
+
+    Returns:
+        How many files were written.
+    """
+    return _dump(shards, out, stage, progress, _as_irn)
+
+
+def from_npy(
+    source: Path,
+    out: Path,
+    class_names: tuple[str, ...],
+    progress: Callable[[int], None],
+    shard_size: int = DEFAULT_SHARD_SIZE,
+) -> dict[str, str]:
+    """A folder of MCTformer's `.npy` CAM dumps into shards, one full-size map a class.
+
+    The pickles are read without running them. The shards say `stage` final and hold what the files
+    hold to 7.7e-6, at the files' own size.
+
+    Args:
+        source: folder of `<id>.npy`, each {0-based class: float32 H x W in [0, 1]}.
+        out: folder of the shards.
+        class_names: the C classes.
+        progress: called with 1 a file.
+        shard_size: images a shard.
+
+    Returns:
+        id -> reason of files that could not be used.
+
+    Raises:
+        WsssError: no such files, or `out` holds other shards.
+    """
+    paths = sorted(source.glob("*.npy")) if source.is_dir() else []
+    if not paths:
+        raise WsssError(f"Expected a folder of .npy CAM dumps at {source}, found none.")
+    names = [path.stem for path in paths]
+    require_safe_ids(names)
+    identity: dict[str, Any] = {
+        "class_names": list(class_names),
+        "stages": ["final"],
+        "scales": [1.0],
+        "imported": "npy",
+        "dataset": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+        "shard_size": shard_size,
+        "propagation": "unknown",
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for sidecar in sidecars(out, "cams"):
+        require_same_identity(sidecar.identity, identity, out)
+    count = -(-len(paths) // shard_size)
+    all_failed: dict[str, str] = {}
+    for index in range(count):
+        records, failed = [], {}
+        for path in paths[index * shard_size : (index + 1) * shard_size]:
+            try:
+                records.append(_record(path, len(class_names)))
+            except (WsssError, BadFile) as error:
+                failed[path.stem] = error.message if isinstance(error, WsssError) else str(error)
+            progress(1)
+        write_cam_shard(
+            out, index, count, records, failed=failed, identity=identity,
+            epsilons={"final": 1e-8}, config={"source": "npy"},
+            versions={"wsssfast": version("wsssfast")},
+        )  # fmt: skip
+        all_failed.update(failed)
+    return all_failed
+
+
+def _dump(
+    shards: CamShards,
+    out: Path,
+    stage: str | None,
+    progress: Callable[[int], None],
+    layout: Callable[[NDArray[np.int64], Map], dict[Any, Any]],
+) -> int:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for image_id in shards:
+            partial = out / f".{image_id}.partial"
+            with partial.open("wb") as file:
+                np.save(file, layout(*shards.cam(image_id, stage)))  # type: ignore[arg-type]
+            partial.replace(out / f"{image_id}.npy")
+            progress(1)
+    except OSError as error:
+        raise WsssError(f"Expected room and the right to write in {out}: {error}") from error
+    return len(shards)
+
+
+def _as_dict(labels: NDArray[np.int64], maps: Map) -> dict[int, Map]:
+    return {int(label): maps[k] for k, label in enumerate(labels)}
+
+
+def _as_irn(labels: NDArray[np.int64], maps: Map) -> dict[str, NDArray[Any]]:
+    height, width = maps.shape[1:]
+    size = ((height - 1) // _STRIDE + 1, (width - 1) // _STRIDE + 1)
+    small = np.zeros((0, *size), np.float32)
+    if len(labels):
+        small = F.interpolate(
+            torch.from_numpy(maps)[None], size, mode="bilinear", align_corners=False
+        )[0].numpy()
+    return {"keys": labels, "cam": small, "high_res": maps}
+
+
+def _record(path: Path, num_classes: int) -> CamRecord:
+    found = read_npy(path)
+    if not isinstance(found, dict):
+        raise BadFile("it holds no {class: map} dict")
+    maps: dict[int, Map] = {}
+    for key, value in found.items():
+        if not isinstance(key, (int, np.integer)) or not 0 <= key < num_classes:
+            raise BadFile(f"it has the class {str(key)[:40]!r}, expected 0..{num_classes - 1}")
+        if not isinstance(value, np.ndarray) or value.ndim != 2 or value.dtype.kind != "f":
+            raise BadFile(f"its map of class {key} is not a 2-D array of floats")
+        maps[int(key)] = value.astype(np.float32)
+    sizes = sorted({value.shape for value in maps.values()})
+    if len(sizes) != 1 or 0 in sizes[0]:
+        raise BadFile(f"it has maps of the sizes {listing([str(s) for s in sizes]) or 'none'}")
+    labels = tuple(sorted(maps))
+    grid = np.stack([maps[c] for c in labels])
+    return CamRecord(path.stem, (grid.shape[1], grid.shape[2]), labels, {"final": [grid]})

@@ -1,0 +1,118 @@
+"""Validate and count a data set: every image, label and mask is read once."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from wsssfast.data.dataset import IGNORE, Dataset, Item
+from wsssfast.errors import BadFile
+
+
+@dataclass
+class DatasetReport:
+    """What is in a data set.
+
+    Attributes:
+        images: number of images.
+        masks: number of images with a mask.
+        label_counts: class -> images with that label.
+        mask_counts: class -> images whose mask holds it.
+        multi_label: images with more than one label.
+        unlabelled: images with no label.
+        disagreements: images with a mask whose classes are not the labels (boxes against masks:
+            normal in VOC).
+        with_ignore: masks that hold 255.
+        sizes: smallest and largest width and height of the images.
+        unreadable: id -> reason.
+        problems: one line for each mask that does not fit.
+    """
+
+    images: int = 0
+    masks: int = 0
+    label_counts: dict[str, int] = field(default_factory=dict)
+    mask_counts: dict[str, int] = field(default_factory=dict)
+    multi_label: int = 0
+    unlabelled: int = 0
+    disagreements: int = 0
+    with_ignore: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def check_dataset(
+    dataset: Dataset,
+    *,
+    decode: bool = True,
+    workers: int = 2,
+    progress: Callable[[int], None] = lambda images: None,
+) -> DatasetReport:
+    """Count a data set, and find what would stop or spoil a run.
+
+    Args:
+        dataset: an opened index.
+        decode: whether to decode every image; else only headers and masks are read.
+        workers: threads.
+        progress: called with 1 an image.
+    """
+    names = dataset.class_names
+    report = DatasetReport(
+        images=len(dataset),
+        label_counts=dict.fromkeys(names, 0),
+        mask_counts=dict.fromkeys(names, 0),
+    )
+    with ThreadPoolExecutor(workers) as pool:
+        for item, looked in zip(
+            dataset, pool.map(lambda i: _look(dataset, i, decode), dataset), strict=True
+        ):
+            size, present, problem, unreadable = looked
+            for label in item.labels:
+                report.label_counts[names[label]] += 1
+            report.multi_label += len(item.labels) > 1
+            report.unlabelled += not item.labels
+            if unreadable:
+                report.unreadable[item.id] = unreadable
+            if problem:
+                report.problems.append(f"{item.id}: {problem}")
+            if size is not None:
+                for key, value in zip(("width", "height"), size, strict=True):
+                    report.sizes[f"min_{key}"] = min(report.sizes.get(f"min_{key}", value), value)
+                    report.sizes[f"max_{key}"] = max(report.sizes.get(f"max_{key}", value), value)
+            if present is not None:
+                report.masks += 1
+                classes = {int(v) - 1 for v in present if v not in (0, IGNORE)}
+                report.with_ignore += IGNORE in present
+                report.disagreements += classes != set(item.labels)
+                for label in classes & set(range(len(names))):
+                    report.mask_counts[names[label]] += 1
+            progress(1)
+    return report
+
+
+def _look(
+    dataset: Dataset, item: Item, decode: bool
+) -> tuple[tuple[int, int] | None, set[int] | None, str, str]:
+    """(width, height), mask values, what does not fit, and what could not be read."""
+    size = present = None
+    problem = unreadable = ""
+    try:
+        size = dataset.load_image(item).size if decode else dataset.image_size(item)
+    except BadFile as error:
+        unreadable = str(error)
+    try:
+        mask = dataset.load_mask(item)
+    except BadFile as error:
+        return size, None, problem, unreadable or f"mask: {error}"
+    if mask is not None:
+        present = set(np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist())
+        height, width = mask.shape
+        if size is not None and size != (width, height):
+            problem = f"image of {size[0]}x{size[1]} pixels, mask of {width}x{height}"
+        beyond = [v for v in present if v != IGNORE and v > len(dataset.class_names)]
+        if beyond:
+            problem = (
+                f"mask value {max(beyond)}, expected at most {len(dataset.class_names)} or 255"
+            )
+    return size, present, problem, unreadable
