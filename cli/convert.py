@@ -21,7 +21,7 @@ from wsssfast.errors import WsssError
 @click.option("--stage", help="Which stage of the shards; the last stored by default.")
 @click.option("--classes", help="For --to shards: voc, coco, or a file with one name a line.")
 def convert(source: Path, target: str, out: Path, stage: str | None, classes: str | None) -> None:
-    r"""Turn CAM shards into the .npy dumps of other code bases, or such dumps into shards.
+    """Turn CAM shards into the .npy dumps of other code bases, or such dumps into shards.
 
     \b
     Example:

@@ -34,7 +34,7 @@ def dataset() -> None:
 def check(
     kind: str, root: Path | None, split: str | None, labels: Path | None, json_path: str | None
 ) -> None:
-    r"""Read every image, label and mask, and list what would stop or spoil a run.
+    """Read every image, label and mask, and list what would stop or spoil a run.
 
     Exit code 2 where something does not fit, 3 where files cannot be read.
 
@@ -61,7 +61,7 @@ def check(
 def stats(
     kind: str, root: Path | None, split: str | None, labels: Path | None, json_path: str | None
 ) -> None:
-    r"""Count images, labels and masks without decoding the images.
+    """Count images, labels and masks without decoding the images.
 
     \b
     Example:
@@ -74,7 +74,7 @@ def stats(
 @click.option("--out", type=FILE, required=True, help="A new or empty folder.")
 @click.option("--split", default="train", show_default=True, help="train, val, or train:COUNT.")
 def synth(out: Path, split: str) -> None:
-    r"""Write the embedded synthetic data set in the folder layout.
+    """Write the embedded synthetic data set in the folder layout.
 
     \b
     Example:

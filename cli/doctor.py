@@ -12,7 +12,7 @@ _PACKAGES = ("wsssfast", "torch", "torchvision", "timm", "triton", "numpy", "h5p
 @click.command()
 @json_option
 def doctor(json_path: str | None) -> None:
-    r"""Say what this machine offers, and what the commands will use.
+    """Say what this machine offers, and what the commands will use.
 
     \b
     Example:

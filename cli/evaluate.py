@@ -37,7 +37,7 @@ def cams(
     stage: str,
     json_path: str | None,
 ) -> None:
-    r"""MIoU of CAM shards, each stage at its best background threshold of 0.00 to 0.59.
+    """Score CAM shards by mIoU, each stage at its best background threshold of 0.00 to 0.59.
 
     The threshold is tuned on the masks that it is scored against, as the field does it; the whole
     sweep is in the JSON.

@@ -114,14 +114,14 @@ def export_cams(
     json_path: str | None,
     **method: Any,
 ) -> None:
-    r"""Compute the CAMs of every image of a data set and store them as HDF5 shards.
+    """Compute the CAMs of every image of a data set and store them as HDF5 shards.
 
     The image-level labels of the data set choose the classes of each image. Images that cannot be
     read are listed and skipped (exit code 3); running the same command again continues.
 
     \b
     Example:
-      wsssfast export-cams --dataset voc --data-root VOCdevkit/VOC2012 \
+      wsssfast export-cams --dataset voc --data-root VOCdevkit/VOC2012 \\
           --checkpoint classifier.safetensors --out cams
     """  # fmt: skip
     from wsssfast.cams import CamOptions

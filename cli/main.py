@@ -50,7 +50,7 @@ def main() -> None:
 def run() -> None:
     """Entry point: one line on stderr and an exit code for everything a user can mend."""
     try:
-        main(standalone_mode=False)
+        main(prog_name="wsssfast", standalone_mode=False)
     except WsssError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.code)

@@ -15,7 +15,7 @@ from wsssfast.errors import SOME_UNREADABLE, USER_ERROR
 @click.argument("folder", type=FILE)
 @json_option
 def inspect(folder: Path, json_path: str | None) -> None:
-    r"""Say what a folder of shards holds, what made it, and what is missing.
+    """Say what a folder of shards holds, what made it, and what is missing.
 
     \b
     Example:
@@ -46,7 +46,7 @@ def inspect(folder: Path, json_path: str | None) -> None:
 @click.argument("folder", type=FILE)
 @json_option
 def verify(folder: Path, json_path: str | None) -> None:
-    r"""Read every byte of a folder of shards and compare it with the checksums.
+    """Read every byte of a folder of shards and compare it with the checksums.
 
     Exit code 2 if anything is wrong, 3 if all is well but some images could not be read at export.
 

@@ -97,7 +97,7 @@ class CamScorer:
 
 
 def scores(t: Counts, p: Counts, tp: Counts, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """MIoU and the rates of false positives and negatives from counts.
+    """Mean IoU and the rates of false positives and negatives from counts.
 
     Args:
         t: pixels of each class in truth.

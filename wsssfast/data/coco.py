@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,13 @@ from wsssfast.data.labels_file import match_labels, read_labels
 from wsssfast.errors import BadFile, WsssError, listing
 
 _DEFAULT_SPLITS = ("train2014", "train2017")
+_FARTHEST = 100_000  # pixels that a polygon may lie outside; pycocotools' memory goes with them
+_FIELDS: dict[str, dict[str, Callable[[Any], object]]] = {
+    "images": {"id": int, "file_name": Path, "height": int, "width": int},
+    "annotations": {"id": int, "image_id": int, "category_id": int, "segmentation": type,
+                    "area": float},
+    "categories": {"id": int, "name": str},
+}  # fmt: skip
 
 
 def open_coco(root: Path, split: str | None = None, labels: Path | None = None) -> Dataset:
@@ -117,6 +124,8 @@ def _region(annotation: dict[str, Any], height: int, width: int) -> "np.ndarray[
     shape = annotation["segmentation"]
     try:
         if isinstance(shape, list):
+            if not all(np.all(np.abs(np.asarray(ring, float)) <= _FARTHEST) for ring in shape):
+                raise BadFile(f"annotation {annotation.get('id')}: a polygon far off the image")
             rle = coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
         elif isinstance(shape["counts"], list):
             rle = coco_mask.frPyObjects(shape, height, width)
@@ -124,11 +133,34 @@ def _region(annotation: dict[str, Any], height: int, width: int) -> "np.ndarray[
             rle = shape
         if list(rle["size"]) != [height, width]:
             raise BadFile(f"a segmentation of size {rle['size']}, not {[height, width]}")
+        if not isinstance(shape, list) and _covered(rle["counts"]) != height * width:
+            raise BadFile(f"annotation {annotation.get('id')}: runs that do not fill the image")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return np.asarray(coco_mask.decode(rle)).astype(bool)
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except BadFile:
+        raise
+    except Exception as error:  # pycocotools raises bare ones
         raise BadFile(f"annotation {annotation.get('id')}: {error}") from error
+
+
+def _covered(counts: str | bytes) -> int:
+    """Pixels that a compressed RLE covers; decoding one that covers fewer leaves them to chance.
+
+    Each letter has 5 bits of a run; from the fourth on, runs are given as the difference to the
+    run before the last.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for letter in counts.encode() if isinstance(counts, str) else counts:
+        bits = letter - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16) << (shift - 4)
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    return sum(runs)
 
 
 def _load_mask(
@@ -156,14 +188,12 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             found = json.load(file)
-        for key, fields in (
-            ("images", ("id", "file_name", "height", "width")),
-            ("annotations", ("id", "image_id", "category_id", "segmentation", "area")),
-            ("categories", ("id", "name")),
-        ):
+        for key, fields in _FIELDS.items():
             for entry in found[key]:
-                for field in fields:
-                    entry[field]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+                for field, kind in fields.items():
+                    kind(entry[field])
+    except KeyError as error:
         raise WsssError(f"Expected COCO instances in {path}, found no {error}.") from error
+    except (OSError, ValueError, OverflowError, RecursionError, TypeError) as error:
+        raise WsssError(f"Expected COCO instances in {path}: {error}") from error
     return dict(found)

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from wsssfast.data.dataset import Item, Mask
 from wsssfast.errors import BadFile
 
+_WIDTH, _HEIGHT = 0x0100, 0x0101  # TIFF tags
 _ORIENTATION = 0x0112  # EXIF tag; values 5-8 swap width and height
 
 
@@ -39,6 +41,8 @@ def rgb_size(path: Path) -> tuple[int, int]:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")
             width, height = image.size
+            if isinstance(image, TiffImageFile):  # newer Pillow gives its turned size already
+                width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
             turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     except Exception as error:  # as above
         raise BadFile(_reason(error)) from error

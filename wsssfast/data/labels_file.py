@@ -12,6 +12,7 @@ from wsssfast.data.safe_pickle import read_npy
 from wsssfast.errors import WsssError, listing
 
 Labels = dict[str, tuple[int, ...]]
+_NUMBERS = (int, float, np.number, np.bool_)
 
 
 def read_labels(path: Path, class_names: tuple[str, ...]) -> Labels:
@@ -36,7 +37,11 @@ def read_labels(path: Path, class_names: tuple[str, ...]) -> Labels:
     if path.suffix == ".json":
         return _from_names(_read_json(path), path, class_names)
     if path.suffix == ".csv":
-        rows = {Path(name).stem: names for name, names in read_csv(path).items()}
+        rows: dict[str, list[str]] = {}
+        for name, names in read_csv(path).items():
+            if Path(name).stem in rows:
+                raise WsssError(f"Found {Path(name).stem[:80]!r} in two rows of {path}.")
+            rows[Path(name).stem] = names
         return _from_names(rows, path, class_names)
     raise WsssError(f"Expected a .json, .csv or .npy labels file, found {path.name}.")
 
@@ -134,11 +139,13 @@ def _from_vectors(found: Any, path: Path, num_classes: int) -> Labels:
         raise WsssError(f"Expected {{id: multi-hot array}} in {path}, found another structure.")
     labels: Labels = {}
     for key, value in found.items():
-        vector = np.asarray(value)
-        if not isinstance(key, str) or vector.shape != (num_classes,):
+        flat = isinstance(value, (list, tuple)) and all(isinstance(v, _NUMBERS) for v in value)
+        vector = np.asarray(value if flat or isinstance(value, np.ndarray) else None)
+        fits = vector.shape == (num_classes,) and vector.dtype.kind in "biuf"
+        if not isinstance(key, str) or not fits:
             raise WsssError(
-                f"Expected {num_classes} values for each image in {path}, found "
-                f"{list(vector.shape)} for {str(key)[:60]!r}.",
+                f"Expected {num_classes} numbers for each image in {path}, found "
+                f"{vector.dtype} {list(vector.shape)} for {str(key)[:60]!r}.",
                 "Is this the labels file of another data set?",
             )
         labels[key] = tuple(int(c) for c in np.flatnonzero(vector))

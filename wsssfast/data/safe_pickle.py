@@ -9,8 +9,9 @@ runs and nothing is allocated that the file does not itself hold the bytes of.
 import io
 import math
 import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -18,6 +19,7 @@ from numpy.lib import format as npy_format
 from wsssfast.errors import WsssError
 
 _MOST_DEPTH = 16
+_MOST_SHARED = 64  # bytes that several arrays may have in common
 _KINDS = frozenset("biufSU?")
 
 
@@ -34,10 +36,12 @@ class _Dtype:
 
     def build(self) -> np.dtype[Any]:
         code = self.code.decode() if isinstance(self.code, bytes) else self.code
+        if not isinstance(code, str):
+            raise pickle.UnpicklingError(f"a dtype named by a {type(code).__name__}")
         if code in ("O", "O8"):
             return np.dtype(object)
-        if not isinstance(code, str) or code[:1] not in _KINDS or not code[1:].isdigit():
-            raise pickle.UnpicklingError(f"dtype {str(code)[:40]!r} is not allowed")
+        if code[:1] not in _KINDS or not code[1:].isdigit():
+            raise pickle.UnpicklingError(f"dtype {code[:40]!r} is not allowed")
         kind: np.dtype[Any] = np.dtype(code)
         return kind.newbyteorder(self.order)
 
@@ -62,8 +66,8 @@ class _Array:
         kind = dtype.build()
         if kind.hasobject:
             return _objects(shape, data, depth, built)
-        data = data.encode("latin1") if isinstance(data, str) else data
-        if not isinstance(data, bytes) or len(data) != math.prod(shape) * kind.itemsize:
+        data = _bytes(data, built)
+        if len(data) != math.prod(shape) * kind.itemsize:
             raise pickle.UnpicklingError("an array whose bytes do not fill its shape")
         flat = np.frombuffer(data, kind).copy()
         return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
@@ -75,39 +79,93 @@ class _Scalar:
     def __init__(self, dtype: object = None, data: object = b"") -> None:
         self.dtype, self.data = dtype, data
 
-    def build(self) -> object:
-        data = self.data.encode("latin1") if isinstance(self.data, str) else self.data
-        if not isinstance(self.dtype, _Dtype) or not isinstance(data, bytes):
-            raise pickle.UnpicklingError("a scalar without contents")
-        kind = self.dtype.build()
+    def build(self, built: dict[int, Any]) -> object:
+        if not isinstance(self.dtype, _Dtype):
+            raise pickle.UnpicklingError("a scalar without a dtype")
+        data, kind = _bytes(self.data, built), self.dtype.build()
         if kind.hasobject or len(data) != kind.itemsize:
             raise pickle.UnpicklingError("a scalar whose bytes do not fit its dtype")
         return np.frombuffer(data, kind)[0]
 
 
-def _encode(text: object, _codec: object = "latin1") -> bytes:
-    """Stand-in for `_codecs.encode`, which protocol 2 uses to write bytes."""
-    if not isinstance(text, str):
-        raise pickle.UnpicklingError("bytes that are not text")
-    return text.encode("latin1")
+class _Encoded:
+    """Stand-in for `_codecs.encode(text, "latin1")`, which protocol 2 uses to write bytes."""
+
+    def __init__(self, text: object = "", *_: object) -> None:
+        self.text = text
+
+
+def _bytes(data: object, built: dict[int, Any]) -> bytes:
+    """The bytes that a record holds.
+
+    Only its own: a small file could have a million arrays made of the same bytes.
+    """
+    text = data.text if isinstance(data, _Encoded) else data
+    if not isinstance(text, (str, bytes)):
+        raise pickle.UnpicklingError("an array or scalar without contents")
+    if len(text) > _MOST_SHARED:
+        if id(text) in built:
+            raise pickle.UnpicklingError("arrays made of the same bytes")
+        built[id(text)] = None
+    return text.encode("latin1") if isinstance(text, str) else text
+
+
+def _ordered() -> dict[Any, Any]:
+    """Stand-in for collections.OrderedDict; its items follow as those of a dict do."""
+    return {}
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
-    ("builtins", "set"): set,
-    ("builtins", "frozenset"): frozenset,
-    ("__builtin__", "set"): set,
-    ("collections", "OrderedDict"): dict,
+    ("_codecs", "encode"): _Encoded,
+    ("__builtin__", "bytes"): _Encoded,  # protocol 2 writes empty bytes as bytes()
+    ("collections", "OrderedDict"): _ordered,
 }
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _ALLOWED[_module, "_reconstruct"] = _Array
     _ALLOWED[_module, "scalar"] = _Scalar
 
 
+def _checked(opcode: bytes, check: Callable[[list[Any]], None]) -> Callable[[Any], None]:
+    """The unpickler's own function for an opcode, after a look at what it would take."""
+    load: Callable[[Any], None] = pickle._Unpickler.dispatch[opcode[0]]
+
+    def checked(unpickler: Any) -> None:
+        check(unpickler.stack)
+        load(unpickler)
+
+    return checked
+
+
+def _require_record(stack: list[Any]) -> None:
+    if not isinstance(stack[-2], (_Array, _Dtype)):  # it could change a class, for later files too
+        raise pickle.UnpicklingError(f"it sets the state of a {type(stack[-2]).__name__}")
+
+
+def _require_keys(keys: list[Any]) -> None:
+    for key in keys:  # nested tuples overflow the C stack, or take for ever, when they are hashed
+        if not (key is None or isinstance(key, (int, float, str, bytes, _Scalar))):
+            raise pickle.UnpicklingError(f"it has a {type(key).__name__} as a key")
+
+
+def _refuse(_: list[Any]) -> None:
+    raise pickle.UnpicklingError("it holds a set or a bytearray")
+
+
 class _Unpickler(pickle._Unpickler):
     """The pure-Python unpickler (its memo is a dict: no allocation by index), closed off."""
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BUILD[0]: _checked(pickle.BUILD, _require_record),
+        pickle.SETITEM[0]: _checked(pickle.SETITEM, lambda stack: _require_keys(stack[-2:-1])),
+        pickle.SETITEMS[0]: _checked(pickle.SETITEMS, lambda stack: _require_keys(stack[::2])),
+        pickle.DICT[0]: _checked(pickle.DICT, lambda stack: _require_keys(stack[::2])),
+        pickle.EMPTY_SET[0]: _checked(pickle.EMPTY_SET, _refuse),
+        pickle.FROZENSET[0]: _checked(pickle.FROZENSET, _refuse),
+        pickle.BYTEARRAY8[0]: _checked(pickle.BYTEARRAY8, _refuse),  # allocates what it declares
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -138,7 +196,7 @@ def read_npy(path: Path) -> Any:
     except Exception as error:  # a damaged pickle can fail in any way, inside pickle and numpy
         raise WsssError(
             f"Expected a .npy file of arrays and containers only at {path}, but "
-            f"{error or 'it ends early'}.",
+            f"{str(error) or 'it ends early'}.",
             "Nothing of it was run; get the file from a source that you trust.",
         ) from error
 
@@ -181,11 +239,13 @@ def _plain(value: Any, depth: int, built: dict[int, Any]) -> Any:
     if isinstance(value, _Array):
         result = value.build(depth, built)
     elif isinstance(value, _Scalar):
-        result = value.build()
+        result = value.build(built)
+    elif isinstance(value, _Encoded):
+        result = _bytes(value, built)
     elif isinstance(value, dict):
         items = value.items()
         result = {_plain(k, depth + 1, built): _plain(v, depth + 1, built) for k, v in items}
-    elif isinstance(value, (list, tuple, set, frozenset)):
+    elif isinstance(value, (list, tuple)):
         result = type(value)(_plain(v, depth + 1, built) for v in value)
     else:
         raise pickle.UnpicklingError(f"it holds a {type(value).__name__}")

@@ -35,7 +35,7 @@ def open_synthetic(split: str | None = None) -> Dataset:
         WsssError: another split.
     """
     name, _, count_text = (split or "train").partition(":")
-    if name not in SPLITS or (count_text and not count_text.isdigit()):
+    if name not in SPLITS or (count_text and not count_text.isdecimal()):
         raise WsssError(
             f"Expected the split train or val of the synthetic data set, found {split!r}.",
             "A count may follow: train:50.",
@@ -114,8 +114,8 @@ def write_folder(dataset: Dataset, out: Path) -> None:
     Raises:
         WsssError: `out` holds something already.
     """
-    if out.exists() and any(out.iterdir()):
-        raise WsssError(f"Expected an empty or new folder, found files in {out}.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise WsssError(f"Expected an empty or new folder, found files at {out}.")
     for name in ("images", "masks"):
         (out / name).mkdir(parents=True, exist_ok=True)
     rows = ["image,labels"]

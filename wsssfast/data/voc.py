@@ -100,7 +100,7 @@ def _split_ids(root: Path, split: str) -> list[str]:
 def _xml_labels(path: Path) -> tuple[int, ...]:
     try:
         names = [element.text or "" for element in parse(path).iterfind("object/name")]
-    except (OSError, ParseError, defusedxml.DefusedXmlException, ValueError) as error:
+    except (OSError, ParseError, defusedxml.DefusedXmlException, ValueError, LookupError) as error:
         raise WsssError(f"Expected a VOC annotation at {path}: {error}") from error
     unknown = [name for name in names if name not in CLASS_NAMES]
     if unknown:

@@ -1,0 +1,134 @@
+"""The batched path against the reference, and the public operations' refusals."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wsssfast.kernels import reference
+
+from wsssfast import kernels
+
+SIZES = [(1, 1, 1, 1), (1, 3, 7, 2), (2, 20, 196, 3), (1, 4, 129, 1), (2, 130, 11, 2), (1, 0, 5, 2)]
+
+
+def projections(b, c, n, heads, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(b, heads, c + n, 16, generator=generator, dtype=torch.float64).to(dtype)
+        for _ in range(3)
+    ]
+
+
+@pytest.mark.parametrize(("b", "c", "n", "heads"), SIZES)
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float64, 1e-14), (torch.float32, 2e-6), (torch.bfloat16, 2e-2)]
+)
+def test_capture_equals_the_reference_in_float64(b, c, n, heads, dtype, error):
+    query, key, value = projections(b, c, n, heads, dtype)
+    total = torch.promote_types(dtype, torch.float32)
+    c2p, p2p = torch.zeros(b, c, n, dtype=total), torch.zeros(b, n, n, dtype=total)
+    for _ in range(2):  # totals are added to
+        output = kernels.attention_capture(
+            query, key, value, num_classes=c, c2p_total=c2p, p2p_total=p2p
+        )
+    weights = reference.attention_probabilities(query.double(), key.double())
+    mean = weights.mean(1)
+    assert output.dtype == dtype
+    assert (output.double() - weights @ value.double()).abs().max() <= 4 * error
+    assert c2p.numel() == 0 or (c2p.double() - 2 * mean[:, :c, c:]).abs().max() <= error
+    assert (p2p.double() - 2 * mean[:, c:, c:]).abs().max() <= error
+
+
+def test_capture_leaves_out_what_is_not_asked_for():
+    query, key, value = projections(1, 2, 5, 2, torch.float64)
+    c2p = torch.zeros(1, 2, 5, dtype=torch.float64)
+    with_c2p = kernels.attention_capture(query, key, value, num_classes=2, c2p_total=c2p)
+    alone = kernels.attention_capture(query, key, value, num_classes=2)
+    assert torch.equal(with_c2p, alone)
+    mean = reference.attention_probabilities(query, key).mean(1)
+    assert torch.allclose(c2p, mean[:, :2, 2:], atol=1e-15)
+
+
+@pytest.mark.parametrize("related_by", ["attention", "tokens"])
+@pytest.mark.parametrize("propagation", ["gather", "scatter"])
+@pytest.mark.parametrize(("b", "c", "n"), [(1, 1, 1), (2, 3, 35), (1, 20, 196), (2, 5, 90)])
+@pytest.mark.parametrize("include_self", [True, False])
+def test_refine_equals_the_reference(b, c, n, propagation, related_by, include_self):
+    """On the same float32 inputs every stage agrees to 1e-5 of its range with float64."""
+    generator = torch.Generator().manual_seed(n)
+    cam = torch.randn(b, c, n, generator=generator)
+    c2p = torch.rand(b, c, n, generator=generator) / n
+    p2p = torch.rand(b, n, n, generator=generator) / n
+    p2p = (p2p * n * 64).round() / (n * 64)  # many exact ties
+    tokens = torch.randint(-3, 4, (b, n, 8), generator=generator).float()
+    options = {
+        "tokens": tokens if related_by == "tokens" else None,
+        "include_self": include_self,
+        "propagation": propagation,
+    }
+    found = kernels.refine(cam, c2p, p2p, kernels.STAGES, **options)
+    options["tokens"] = options["tokens"] if related_by == "attention" else tokens.double()
+    if related_by == "tokens":  # rank by the very same similarities
+        options["tokens"] = None
+        similarity = reference.token_similarity(tokens).double()
+        wanted = reference.stage_maps(
+            cam.double(), c2p.double(), p2p.double(), kernels.STAGES, similarity=similarity,
+            include_self=include_self, propagation=propagation,
+        )  # fmt: skip
+    else:
+        wanted = kernels.refine(
+            cam.double(), c2p.double(), p2p.double(), kernels.STAGES, backend="reference", **options
+        )
+    assert tuple(found) == kernels.STAGES
+    for stage in kernels.STAGES:
+        span = float(wanted[stage].max() - wanted[stage].min()) or 1.0
+        assert (found[stage].double() - wanted[stage]).abs().max() <= 1e-5 * span, stage
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_selection_equals_a_stable_descending_sort(data):
+    n = data.draw(st.integers(1, 24))
+    values = st.sampled_from([0.0, 1e-45, 1e-30, 0.25, 0.5, 0.5 + 2**-24, 1.0, 3e38])
+    rows = data.draw(st.lists(st.lists(values, min_size=n, max_size=n), min_size=n, max_size=n))
+    ratio = data.draw(st.floats(0.01, 1.0))
+    include_self = data.draw(st.booleans())
+    count = max(1, int(ratio * n))
+    found = kernels.related_patches(torch.tensor([rows]), ratio, include_self=include_self)[0]
+    for i, row in enumerate(torch.tensor(rows).tolist()):
+        allowed = [j for j in range(n) if include_self or j != i]
+        wanted = sorted(allowed, key=lambda j: (-row[j], j))[:count]
+        assert found[i].nonzero().flatten().tolist() == sorted(wanted)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"c2p": torch.zeros(1, 2, 5)}, "cam and c2p of one shape"),
+        ({"p2p": torch.zeros(1, 4, 5)}, "p2p of shape [1, 4, 4]"),
+        ({"stages": ("finally",)}, "unknown stage 'finally'"),
+        ({"propagation": "both"}, "gather or scatter"),
+        ({"alpha": -1.0}, "alpha >= 0"),
+        ({"ratio": 0.0}, "ratio in (0, 1]"),
+        ({"backend": "cuda"}, "backend auto, eager or reference"),
+    ],
+)
+def test_refine_says_what_it_expected(arguments, words):
+    good = {
+        "cam": torch.zeros(1, 2, 4),
+        "c2p": torch.zeros(1, 2, 4),
+        "p2p": torch.zeros(1, 4, 4),
+    }
+    with pytest.raises(ValueError) as caught:
+        kernels.refine(**(good | arguments))
+    assert words in str(caught.value)
+
+
+def test_capture_says_what_it_expected():
+    query, key, value = projections(1, 2, 5, 2, torch.float32)
+    with pytest.raises(ValueError, match="one shape"):
+        kernels.attention_capture(query, key[:, :, 1:], value, num_classes=2)
+    with pytest.raises(ValueError, match="more than 7 tokens"):
+        kernels.attention_capture(query, key, value, num_classes=7)
+    with pytest.raises(ValueError, match=r"p2p_total of shape \[1, 5, 5\]"):
+        kernels.attention_capture(query, key, value, num_classes=2, p2p_total=torch.zeros(1, 7, 7))

@@ -1,0 +1,63 @@
+"""The shape of the project: packaging, imports between the three parts, file length."""
+
+import ast
+import subprocess
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+import wsssfast
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted(p for part in ("kernels", "wsssfast", "cli") for p in (ROOT / part).rglob("*.py"))
+
+
+def test_packages_are_those_of_the_tree():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    prefix = {"kernels": "wsssfast.kernels", "cli": "wsssfast.cli", "wsssfast": "wsssfast"}
+    found = {
+        ".".join([prefix[path.parts[0]], *path.parts[1:-1]])
+        for path in (p.relative_to(ROOT) for p in SOURCES)
+    }
+    assert found == set(config["packages"])
+    assert config["package-dir"] == {name: folder for folder, name in prefix.items()}
+
+
+def test_only_one_name_is_installed_at_top_level():
+    assert resources.files("wsssfast").joinpath("py.typed").is_file()
+    for name in wsssfast.__all__:
+        assert getattr(wsssfast, name) is not None
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name
+
+
+def test_imports_go_from_cli_to_library_to_kernels():
+    for path in SOURCES:
+        part = path.relative_to(ROOT).parts[0]
+        for name in imports(path):
+            if part == "kernels" and name.startswith("wsssfast."):
+                assert name.startswith("wsssfast.kernels"), path
+            if part == "wsssfast" and path.name != "__main__.py":
+                assert not name.startswith("wsssfast.cli"), path
+
+
+def test_files_stay_short_and_finished():
+    for path in SOURCES + sorted((ROOT / "tests").rglob("*.py")):
+        assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_nothing_shared_is_tracked():
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
+    binary = (".jpg", ".jpeg", ".png", ".pth", ".pt", ".safetensors", ".h5", ".npy", ".npz")
+    assert [name for name in tracked if name.endswith(binary)] == []

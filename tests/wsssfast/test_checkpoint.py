@@ -1,0 +1,91 @@
+"""Checkpoints: round trip, public layouts, and files that are something else."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support import BACKBONE, CLASSIFIER, needs_shared, tiny_model
+
+from wsssfast.errors import WsssError
+from wsssfast.models.checkpoint import load_model, save_model, weights_hash
+
+
+def test_round_trip_keeps_weights_and_configuration(tmp_path):
+    model = tiny_model(mean=(0.5, 0.5, 0.5))
+    save_model(model, tmp_path / "new" / "model.safetensors")
+    again = load_model(tmp_path / "new" / "model.safetensors")
+    assert again.config == model.config
+    assert weights_hash(again) == weights_hash(model)
+    assert not again.training
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["model.safetensors"]
+
+
+def test_hash_is_of_the_weights_alone(tmp_path):
+    a, b = tiny_model(0), tiny_model(1)
+    assert weights_hash(a) == weights_hash(tiny_model(0))
+    assert weights_hash(a) != weights_hash(b)
+
+
+class Bomb:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("container", ["torch", "pickle"])
+def test_a_checkpoint_that_tries_to_run_code_is_refused(tmp_path, container):
+    path, marker = tmp_path / "evil.pth", tmp_path / "was_here"
+    if container == "torch":
+        torch.save({"model": {"cls_token": Bomb(marker)}}, path)
+    else:
+        path.write_bytes(pickle.dumps(Bomb(marker)))
+    with pytest.raises(WsssError, match="holds something else or is damaged"):
+        load_model(path)
+    assert not marker.exists()
+
+
+def test_absent_and_damaged_files(tmp_path):
+    with pytest.raises(WsssError, match="found none"):
+        load_model(tmp_path / "no.pth")
+    save_model(tiny_model(), tmp_path / "m.safetensors")
+    whole = (tmp_path / "m.safetensors").read_bytes()
+    for size in (0, 4, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.safetensors").write_bytes(whole[:size])
+        with pytest.raises(WsssError):
+            load_model(tmp_path / "cut.safetensors")
+
+
+def test_other_kinds_are_named(tmp_path):
+    state = {"weight": torch.zeros(2)}
+    save_file(state, tmp_path / "plain.safetensors")
+    with pytest.raises(WsssError, match="weights without description"):
+        load_model(tmp_path / "plain.safetensors")
+    meta = {"wsssfast": json.dumps({"kind": "segmenter", "version": 1})}
+    save_file(state, tmp_path / "seg.safetensors", meta)
+    with pytest.raises(WsssError, match="checkpoint of kind 'segmenter'"):
+        load_model(tmp_path / "seg.safetensors")
+    meta = {"wsssfast": json.dumps({"kind": "classifier", "version": 99})}
+    save_file(state, tmp_path / "later.safetensors", meta)
+    with pytest.raises(WsssError, match=r"format 1 in .*, found 99"):
+        load_model(tmp_path / "later.safetensors")
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(WsssError, match="public layout"):
+        load_model(tmp_path / "other.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(WsssError, match="found list"):
+        load_model(tmp_path / "list.pth")
+
+
+@needs_shared
+def test_the_shared_checkpoints():
+    model = load_model(CLASSIFIER)
+    assert (model.num_classes, model.grid, len(model.blocks)) == (20, 14, 12)
+    assert model.blocks[0].attn.num_heads == 3
+    assert model.config.class_names[14] == "person"
+    with pytest.raises(WsssError, match="ImageNet backbone weights"):
+        load_model(BACKBONE)

@@ -1,0 +1,146 @@
+"""The network: logits, losses, position embedding, capture, initialisation, refusals."""
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from support import BACKBONE, needs_shared, tiny_config, tiny_model
+
+from wsssfast.errors import WsssError
+from wsssfast.models.backbone import build_backbone, why_not_plain
+from wsssfast.models.classifier import ClassTokenViT, classifier_loss, init_from_backbone
+
+
+def test_logits_are_the_token_means_and_the_pooled_cam():
+    model = tiny_model()
+    images = torch.randn(2, 3, 40, 32)
+    class_logits, patch_logits = model(images)
+    captured = model.capture(images)
+    assert class_logits.shape == patch_logits.shape == (2, 3)
+    assert captured.cam.shape == (2, 3, 5, 4)
+    assert torch.allclose(patch_logits, captured.cam.mean((2, 3)), atol=1e-5)
+    assert torch.allclose(class_logits, captured.class_logits, atol=1e-5)
+    grid = captured.tokens.transpose(1, 2).reshape(2, 48, 5, 4)
+    cam = F.conv2d(grid, model.head.weight, model.head.bias, padding=1)
+    assert torch.allclose(captured.cam, cam, atol=1e-5)
+
+
+def test_loss_is_the_negative_log_likelihood_of_both_logits():
+    torch.manual_seed(0)
+    a, b = torch.randn(4, 3), torch.randn(4, 3)
+    targets = (torch.rand(4, 3) > 0.5).float()
+
+    def nll(x):
+        p = torch.sigmoid(x)
+        return -(targets * p.log() + (1 - targets) * (1 - p).log()).mean()
+
+    assert torch.allclose(classifier_loss(a, b, targets), nll(a) + nll(b), atol=1e-6)
+    assert torch.allclose(classifier_loss(a, None, targets), nll(a), atol=1e-6)
+
+
+def test_layer_ranges_average_the_last_layers():
+    model = tiny_model().double()
+    images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    per_layer = []
+    for last in range(1, 5):
+        both = model.capture(images, c2p_layers=last, p2p_layers=last)
+        per_layer.append((both.c2p * last, both.p2p * last))
+    mixed = model.capture(images, c2p_layers=2, p2p_layers=4)
+    assert torch.allclose(mixed.c2p * 2, per_layer[1][0], atol=1e-12)
+    assert torch.allclose(mixed.p2p * 4, per_layer[3][1], atol=1e-12)
+    more_than_there_are = model.capture(images, c2p_layers=99, p2p_layers=99)
+    assert torch.allclose(more_than_there_are.p2p, mixed.p2p, atol=1e-12)
+
+
+def test_capture_is_the_same_by_reference():
+    model = tiny_model()
+    images = torch.randn(2, 3, 41, 67)
+    fast, slow = model.capture(images), model.double().capture(images.double(), backend="reference")
+    for a, b in zip(fast, slow, strict=True):
+        assert (a.double() - b).abs().max() <= 1e-4 * max(1.0, float(b.abs().max()))
+
+
+def test_positions_follow_the_public_rule():
+    model = tiny_model()
+    assert model.positions(32, 32) is model.pos_embed
+    # the trained token count, but not square; and the trained grid with other pixels
+    for height, width in ((16, 64), (32, 34)):
+        h, w = height // 8, width // 8
+        part = model.pos_embed[:, 3:].reshape(1, 4, 4, 48).permute(0, 3, 1, 2)
+        part = F.interpolate(part, scale_factor=((h + 0.1) / 4, (w + 0.1) / 4), mode="bicubic")
+        found = model.positions(height, width)
+        assert torch.equal(found[:, :3], model.pos_embed[:, :3])
+        assert torch.allclose(found[:, 3:], part.flatten(2).transpose(1, 2))
+    assert not torch.allclose(model.positions(32, 34), model.pos_embed)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 203), (101, 9), (224, 230), (500, 375)])
+def test_every_image_size_gives_one_token_per_whole_patch(size):
+    captured = tiny_model().capture(torch.randn(1, 3, *size))
+    assert captured.cam.shape[2:] == (size[0] // 8, size[1] // 8)
+
+
+def test_initialisation_repeats_the_class_token_and_resizes_positions():
+    torch.manual_seed(0)
+    vit = timm.create_model(
+        "deit_tiny_patch16_224", patch_size=8, embed_dim=48, depth=4, num_heads=3, img_size=48
+    )
+    torch.nn.init.normal_(vit.cls_token)
+    weights = vit.state_dict()
+    model = ClassTokenViT(tiny_config())
+    head = model.head.weight.clone()
+    init_from_backbone(model, weights)
+    for c in range(3):
+        assert torch.equal(model.cls_token[0, c], weights["cls_token"][0, 0])
+        assert torch.equal(model.pos_embed[0, c], weights["pos_embed"][0, 0])
+    part = weights["pos_embed"][:, 1:].reshape(1, 6, 6, 48).permute(0, 3, 1, 2)
+    part = F.interpolate(part, size=(4, 4), mode="bicubic", align_corners=False)
+    assert torch.allclose(model.pos_embed[:, 3:], part.flatten(2).transpose(1, 2))
+    assert torch.equal(model.blocks[3].mlp.fc2.weight, weights["blocks.3.mlp.fc2.weight"])
+    assert torch.equal(model.head.weight, head)
+
+
+def test_initialisation_refuses_another_architecture():
+    vit = timm.create_model(
+        "deit_tiny_patch16_224", patch_size=8, embed_dim=48, depth=5, num_heads=3, img_size=32
+    )
+    with pytest.raises(WsssError, match=r"differ at 'blocks\.4"):
+        init_from_backbone(ClassTokenViT(tiny_config()), vit.state_dict())
+
+
+@needs_shared
+def test_initialisation_from_the_real_backbone():
+    from wsssfast.models.backbone import backbone_weights
+    from wsssfast.models.classifier import ClassifierConfig
+
+    model = ClassTokenViT(ClassifierConfig(("a", "b"), "deit_tiny_patch16_224"))
+    weights = backbone_weights("deit_tiny_patch16_224", str(BACKBONE))
+    init_from_backbone(model, weights)
+    assert torch.equal(model.pos_embed[0, 2:], weights["pos_embed"][0, 1:])
+
+
+@pytest.mark.parametrize(
+    "arch",
+    ["deit_tiny_patch16_224", "deit3_small_patch16_224", "vit_small_patch16_224",
+     "vit_base_patch32_clip_224", "vit_base_patch8_224"],
+)  # fmt: skip
+def test_plain_vits_serve(arch):
+    with torch.device("meta"):
+        assert not why_not_plain(timm.create_model(arch, num_classes=0))
+
+
+@pytest.mark.parametrize(
+    ("arch", "words"),
+    [
+        ("deit_tiny_distilled_patch16_224", "VisionTransformerDistilled"),
+        ("vit_small_patch14_reg4_dinov2", "register tokens"),
+        ("vit_small_r26_s32_224", "HybridEmbed"),
+        ("resnet18", "'resnet18'"),
+        ("deit_tiny_patch16_2240", "Unknown model"),
+    ],
+)
+def test_others_are_refused_in_one_line(arch, words):
+    with pytest.raises(WsssError) as caught, torch.device("meta"):
+        build_backbone(arch, {}, 224)
+    assert words in caught.value.message
+    assert "\n" not in str(caught.value)

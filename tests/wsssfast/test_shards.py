@@ -1,0 +1,243 @@
+"""The store: quantisation, reading, checksums, and files that were tampered with."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from wsssfast.errors import BadFile, WsssError
+from wsssfast.shards import CamRecord, open_shards, verify_shards, write_cam_shard
+from wsssfast.shards.format import canonical
+from wsssfast.shards.writer import quantise
+
+IDENTITY = {
+    "class_names": ["cat", "dog", "cow"], "stages": ["original", "final"], "scales": [1.0, 0.5],
+    "propagation": "gather",
+}  # fmt: skip
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "shards.md"
+
+
+def record(name, labels, size=(30, 41), seed=0):
+    rng = np.random.RandomState(seed)
+    grids = {
+        stage: [
+            (rng.rand(len(labels), h, w) * 10.0 ** rng.randint(-6, 6)).astype(np.float32)
+            for h, w in ((3, 5), (1, 2))
+        ]
+        for stage in IDENTITY["stages"]
+    }
+    return CamRecord(name, size, labels, grids)
+
+
+def write(folder, index, count, records, failed=None, identity=None):
+    folder.mkdir(exist_ok=True)
+    return write_cam_shard(
+        folder, index, count, records, failed=failed or {}, identity=identity or IDENTITY,
+        epsilons={"original": 1e-8, "final": 1e-9}, config={"a": 1}, versions={"b": "2"},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path / "s", 0, 2, [record("a", (0, 2), seed=1), record("b", (), seed=2)])
+    write(tmp_path / "s", 1, 2, [record("ünï", (1,), (1, 1), seed=3)], {"x": "truncated"})
+    return tmp_path / "s"
+
+
+def test_quantisation_errs_by_half_a_step_at_most():
+    rng = np.random.RandomState(0)
+    for values in (rng.rand(50, 50), rng.rand(9) * 1e-12, np.ones((2, 2)), rng.rand(7) ** 20):
+        values = values.astype(np.float32)
+        steps, size = quantise(values)
+        error = np.abs(steps * np.float64(size) - values)
+        assert error.max() <= 0.5001 * values.max() / 65535
+    steps, size = quantise(np.zeros((3, 3), np.float32))
+    assert (steps.max(), size) == (0, 0)
+
+
+def test_reading_gives_back_what_was_written(folder):
+    shards = open_shards(folder)
+    assert shards.ids == ("a", "b", "ünï")
+    assert shards.failed == {"x": "truncated"}
+    assert shards.missing_shards == []
+    assert shards.class_names == ("cat", "dog", "cow")
+    for name, labels, size, seed in (
+        ("a", (0, 2), (30, 41), 1), ("b", (), (30, 41), 2), ("ünï", (1,), (1, 1), 3),
+    ):  # fmt: skip
+        wanted = record(name, labels, size, seed)
+        for stage, epsilon in (("original", 1e-8), ("final", 1e-9)):
+            found = shards.grids(name, stage)
+            assert found.labels.tolist() == list(labels)
+            assert found.image_size == size
+            assert found.epsilon == epsilon
+            for a, b in zip(found.grids, wanted.grids[stage], strict=True):
+                assert a.shape == b.shape
+                assert np.abs(a - b).max(initial=0) <= 1e-5 * b.max(initial=1e-30)
+    assert shards.cam("b")[1].shape == (0, 30, 41)
+    assert shards.mask("b", 0.5).tolist() == np.zeros((30, 41)).tolist()
+
+
+def test_masks_give_ties_to_background(folder):
+    shards = open_shards(folder)
+    labels, maps = shards.cam("a")
+    threshold = float(maps.max(0)[10, 10])
+    mask = shards.mask("a", threshold)
+    assert mask[10, 10] == 0
+    assert shards.mask("a", np.nextafter(np.float32(threshold), 0))[10, 10] in labels + 1
+    assert set(np.unique(mask)) <= {0, 1, 3}
+
+
+def test_the_documented_reader_reads_shards_without_the_package(folder):
+    code = re.search(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL).group(1)
+    assert "wsssfast" not in code
+    namespace = {}
+    exec(code, namespace)  # our own documentation
+    shards = open_shards(folder)
+    for name, shard in (("a", 0), ("b", 0), ("ünï", 1)):
+        for stage in ("original", "final"):
+            labels, maps = namespace["cam"](folder / f"cams-{shard:05d}-of-00002.h5", name, stage)
+            wanted_labels, wanted = shards.cam(name, stage)
+            assert labels.tolist() == wanted_labels.tolist()
+            assert np.abs(maps.reshape(wanted.shape) - wanted).max(initial=0) <= 1e-5
+
+
+def test_writing_twice_gives_the_same_bytes(folder, tmp_path):
+    write(tmp_path / "t", 0, 2, [record("a", (0, 2), seed=1), record("b", (), seed=2)])
+    for name in ("cams-00000-of-00002.h5", "cams-00000-of-00002.json"):
+        assert (tmp_path / "t" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_maps_that_are_not_finite_are_refused():
+    bad = record("a", (0,))
+    for value in (np.nan, np.inf, -1.0):
+        grids = {k: [g.copy() for g in v] for k, v in bad.grids.items()}
+        grids["final"][1][0, 0, 0] = value
+        with pytest.raises(BadFile, match="not finite"):
+            CamRecord("a", (30, 41), (0,), grids)
+
+
+def test_unknown_names_are_refused(folder, tmp_path):
+    shards = open_shards(folder)
+    with pytest.raises(WsssError, match="a stage out of original, final"):
+        shards.cam("a", "modulated")
+    with pytest.raises(WsssError, match="found 'zebra'"):
+        shards.cam("zebra")
+    with pytest.raises(WsssError, match="found none"):
+        open_shards(tmp_path / "nowhere")
+    with pytest.raises(WsssError, match="found none"):
+        open_shards(tmp_path)
+
+
+def test_a_missing_shard_is_told(folder):
+    (folder / "cams-00000-of-00002.json").unlink()
+    shards = open_shards(folder)
+    assert shards.missing_shards == [0]
+    assert verify_shards(folder).missing == ["cams-00000-of-00002"]
+
+
+def test_verify_passes_what_is_whole(folder):
+    verdict = verify_shards(folder)
+    assert (verdict.shards, verdict.images, verdict.problems, verdict.missing) == (2, 3, [], [])
+    assert verdict.failed == {"x": "truncated"}
+
+
+@pytest.mark.parametrize("extension", ["h5", "json"])
+def test_verify_finds_every_flipped_byte(folder, extension):
+    path = folder / f"cams-00000-of-00002.{extension}"
+    whole = path.read_bytes()
+    step = max(1, len(whole) // 300)
+    for position in [*range(0, len(whole), step), len(whole) - 1]:
+        broken = bytearray(whole)
+        broken[position] ^= 1 << position % 8
+        path.write_bytes(broken)
+        assert verify_shards(folder).problems, position
+    path.write_bytes(whole)
+    assert not verify_shards(folder).problems
+
+
+def reseal(folder, change):
+    """Rewrite shard 0 by `change(h5py.File)`, with fitting checksums, as an attacker would."""
+    path = folder / "cams-00000-of-00002.h5"
+    with h5py.File(path, "r+") as file:
+        change(file)
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    sidecar["file_bytes"] = path.stat().st_size
+    sidecar["file_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    del sidecar["checksum"]
+    sidecar["checksum"] = hashlib.sha256(canonical(sidecar).encode()).hexdigest()
+    path.with_suffix(".json").write_text(canonical(sidecar) + "\n")
+
+
+def replace(name, make):
+    def change(file):
+        del file[name]
+        make(file)
+
+    return change
+
+
+def external_storage(file):
+    file.create_dataset(
+        "labels", (2,), "uint8", external=[("/etc/hostname", 0, h5py.h5f.UNLIMITED)]
+    )
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout((2,), "uint8")
+    layout[:] = h5py.VirtualSource("other.h5", "labels", (2,))
+    file.create_virtual_dataset("labels", layout)
+
+
+def huge(file):
+    file.create_dataset("labels", (1 << 40,), "uint8", chunks=(1 << 20,), compression="gzip")
+
+
+def set_offsets(file):
+    file["label_offsets"][:] = [0, 1 << 40, 1 << 41]
+
+
+TAMPERINGS = {
+    "external link": replace("labels", lambda f: f.__setitem__(
+        "labels", h5py.ExternalLink("other.h5", "/labels"))),
+    "soft link": replace("labels", lambda f: f.__setitem__("labels", h5py.SoftLink("/ids"))),
+    "external storage": replace("labels", external_storage),
+    "virtual data": replace("labels", virtual),
+    "declares more than it holds": replace("labels", huge),
+    "another filter": replace("labels", lambda f: f.create_dataset(
+        "labels", data=np.zeros(2, "uint8"), compression="lzf")),
+    "another type": replace("labels", lambda f: f.__setitem__("labels", np.zeros(2, "float64"))),
+    "a class beyond the last": lambda f: f["labels"].__setitem__(0, 200),
+    "offsets beyond the end": set_offsets,
+    "a group in place of data": replace("labels", lambda f: f.create_group("labels")),
+    "missing data": lambda f: f.__delitem__("labels"),
+    "other ids": lambda f: f["ids"].__setitem__(0, b"z"),
+    "values as a link": lambda f: (
+        f.__delitem__("stages/final"),
+        f.__setitem__("stages/final", h5py.ExternalLink("other.h5", "/stages/final"))),
+    "negative grid": lambda f: f["grid_size"].__setitem__((0, 0, 0), -3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAMPERINGS)
+def test_tampered_files_are_refused_though_their_checksums_fit(folder, name):
+    reseal(folder, TAMPERINGS[name])
+    with pytest.raises(WsssError, match=r"Expected an HDF5 shard at .*cams-00000-of-00002\.h5"):
+        open_shards(folder).cam("a")
+    assert verify_shards(folder).problems
+
+
+def test_mixed_sets_are_refused(folder):
+    write(folder, 1, 2, [record("c", (1,))], identity=IDENTITY | {"ratio": 0.4})
+    with pytest.raises(WsssError, match="several mixed"):
+        open_shards(folder)
+    assert verify_shards(folder).problems == ["shards of several configurations are mixed"]
+
+
+def test_ids_that_leave_the_folder_are_refused(tmp_path):
+    write(tmp_path / "s", 0, 1, [record("../../evil", (0,))])
+    with pytest.raises(WsssError, match="fit for a file name"):
+        open_shards(tmp_path / "s")
