@@ -5,18 +5,17 @@ from wsssfast.kernels.api import (
     Backend,
     Propagation,
     attention_capture,
+    full_size_cam,
     refine,
     related_patches,
 )
-from wsssfast.kernels.reference import fuse_scales, normalise
 
 __all__ = [
     "STAGES",
     "Backend",
     "Propagation",
     "attention_capture",
-    "fuse_scales",
-    "normalise",
+    "full_size_cam",
     "refine",
     "related_patches",
 ]

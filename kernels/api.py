@@ -180,6 +180,30 @@ def refine(
     return maps
 
 
+def full_size_cam(
+    grids: Sequence[Tensor], size: tuple[int, int], epsilon: float, *, backend: Backend = "auto"
+) -> Tensor:
+    """The CAM at the image's size: upsampled, summed over scales, min-max (method §5).
+
+    Args:
+        grids: per scale [C, h, w], flips already flipped back and summed; at least one scale.
+        size: (H, W) of the image.
+        epsilon: added to the range of each map.
+        backend: see the module.
+
+    Returns:
+        [C, H, W] in [0, 1].
+
+    Raises:
+        ValueError: no scales, or scales of different numbers of classes.
+    """
+    if not grids or any(grid.ndim != 3 or len(grid) != len(grids[0]) for grid in grids):
+        raise ValueError(f"expected grids [C, h, w], received {[list(g.shape) for g in grids]}")
+    if _uses_reference(backend):
+        return reference.normalise(reference.fuse_scales(grids, size), epsilon)
+    return eager.full_size_cam(grids, size, epsilon)
+
+
 def _uses_reference(backend: Backend) -> bool:
     if backend not in ("auto", "eager", "reference"):
         raise ValueError(f"expected backend auto, eager or reference, received {backend!r}")

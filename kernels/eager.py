@@ -3,7 +3,10 @@
 Any device, any floating dtype; probabilities and sums are held in float32 at least.
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ROW_BLOCK = 128  # query rows a step: M * 128 * T probabilities stay within the last-level cache
@@ -76,3 +79,13 @@ def related_patches(similarity: Tensor, count: int, include_self: bool = True) -
     tied = chosen & ~above
     room = count - above.sum(-1, keepdim=True)
     return above | (tied & (tied.cumsum(-1) <= room))
+
+
+def full_size_cam(grids: Sequence[Tensor], size: tuple[int, int], epsilon: float) -> Tensor:
+    """`reference.normalise(reference.fuse_scales(grids, size), epsilon)` in place, fewer passes."""
+    total = F.interpolate(grids[0][None], size, mode="bilinear", align_corners=False)[0]
+    for grid in grids[1:]:
+        total += F.interpolate(grid[None], size, mode="bilinear", align_corners=False)[0]
+    low, high = total.flatten(1).aminmax(dim=-1)
+    low, high = low[:, None, None], high[:, None, None]
+    return total.sub_(low).div_(high - low + epsilon)

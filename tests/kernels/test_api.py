@@ -124,6 +124,29 @@ def test_refine_says_what_it_expected(arguments, words):
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("scales", [1, 3])
+@pytest.mark.parametrize("size", [(1, 1), (37, 50)])
+def test_full_size_cam_equals_the_reference(scales, size):
+    grids = [torch.rand(2, 3 + s, 5, dtype=torch.float64) for s in range(scales)]
+    grids[0][1] = 0
+    kept = [grid.clone() for grid in grids]
+    wanted = kernels.full_size_cam(grids, size, 1e-8, backend="reference")
+    found = kernels.full_size_cam(grids, size, 1e-8)
+    assert (found - wanted).abs().max() <= 1e-14
+    assert all(torch.equal(a, b) for a, b in zip(grids, kept, strict=True))
+    single = kernels.full_size_cam([g.float() for g in grids], size, 1e-8)
+    assert (single.double() - wanted).abs().max() <= 1e-6
+
+
+def test_full_size_cam_at_the_grid_size_leaves_its_input_alone():
+    grid = torch.rand(1, 4, 4)
+    kept = grid.clone()
+    kernels.full_size_cam([grid], (4, 4), 1e-8)
+    assert torch.equal(grid, kept)
+    with pytest.raises(ValueError, match="expected grids"):
+        kernels.full_size_cam([], (4, 4), 1e-8)
+
+
 def test_capture_says_what_it_expected():
     query, key, value = projections(1, 2, 5, 2, torch.float32)
     with pytest.raises(ValueError, match="one shape"):

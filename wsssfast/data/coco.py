@@ -1,7 +1,6 @@
 """COCO instances (2014 and 2017 names, or any file of that format)."""
 
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -135,9 +134,7 @@ def _region(annotation: dict[str, Any], height: int, width: int) -> "np.ndarray[
             raise BadFile(f"a segmentation of size {rle['size']}, not {[height, width]}")
         if not isinstance(shape, list) and _covered(rle["counts"]) != height * width:
             raise BadFile(f"annotation {annotation.get('id')}: runs that do not fill the image")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return np.asarray(coco_mask.decode(rle)).astype(bool)
+        return np.asarray(coco_mask.decode(rle)).astype(bool)
     except BadFile:
         raise
     except Exception as error:  # pycocotools raises bare ones

@@ -10,6 +10,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 from wsssfast.data.dataset import Item, Mask
 from wsssfast.errors import BadFile
 
+# PIL warns about odd files (corrupt EXIF, transparent palettes) that it decodes all the same. A
+# filter for good, as `catch_warnings` is not safe in the threads that decode.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 _WIDTH, _HEIGHT = 0x0100, 0x0101  # TIFF tags
 _ORIENTATION = 0x0112  # EXIF tag; values 5-8 swap width and height
 
@@ -24,8 +28,7 @@ def read_rgb(path: Path) -> Image.Image:
         BadFile: the file cannot be decoded completely.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")
+        with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # PIL's decoders raise a dozen types for damaged files
         raise BadFile(_reason(error)) from error
@@ -38,8 +41,7 @@ def rgb_size(path: Path) -> tuple[int, int]:
         BadFile: no image header.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")
+        with Image.open(path) as image:
             width, height = image.size
             if isinstance(image, TiffImageFile):  # newer Pillow gives its turned size already
                 width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]

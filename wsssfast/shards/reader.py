@@ -211,8 +211,7 @@ def full_size(grids: list[Grid], size: tuple[int, int], epsilon: float) -> NDArr
     """Patch-grid maps per scale [K, h, w] -> normalised maps [K, H, W] (method §5)."""
     if grids[0].shape[0] == 0:
         return np.zeros((0, *size), np.float32)
-    summed = kernels.fuse_scales([torch.from_numpy(grid) for grid in grids], size)
-    return kernels.normalise(summed, epsilon).numpy()
+    return kernels.full_size_cam([torch.from_numpy(g) for g in grids], size, epsilon).numpy()
 
 
 def open_shards(folder: str | Path) -> CamShards:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = Path(__file__).resolve().parents[3] / "shared"
 CLASSIFIER = SHARED / "weights" / "mctformer_v2_deit_tiny_voc_subset.pth"
 BACKBONE = SHARED / "weights" / "deit_tiny_patch16_224_lnq8.pth"
 
