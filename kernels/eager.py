@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROW_BLOCK = 128  # query rows a step: M * 128 * T probabilities stay within the last-level cache
+ROW_BLOCK = 256  # query rows a step
+STEP_ELEMENTS = 1 << 20  # small images share a step, up to 4 MB of probabilities
 
 
 def attend(
@@ -38,24 +39,25 @@ def attend(
     Returns:
         [B, M, T, d] in the dtype of `value`.
     """
-    tokens = query.shape[2]
+    batch, heads, tokens, _ = query.shape
     work = torch.promote_types(query.dtype, torch.float32)
     output = torch.empty_like(value)
-    for b in range(query.shape[0]):
-        scaled, transposed = query[b] * scale, key[b].transpose(-2, -1)
-        for start in range(0, tokens, ROW_BLOCK):
-            rows = slice(start, min(start + ROW_BLOCK, tokens))
-            weights = torch.softmax(scaled[:, rows] @ transposed, dim=-1, dtype=work)  # [M, R, T]
-            output[b, :, rows] = weights.to(value.dtype) @ value[b]
-            mean = weights.mean(0)[:, num_classes:]  # [R, N]
-            classes = max(
-                0, min(num_classes - start, mean.shape[0])
-            )  # leading rows of class tokens
+    rows = min(tokens, ROW_BLOCK)
+    images = max(1, STEP_ELEMENTS // (heads * rows * tokens))
+    for first in range(0, batch, images):
+        some = slice(first, first + images)
+        scaled, transposed = query[some] * scale, key[some].transpose(-2, -1)
+        for start in range(0, tokens, rows):
+            block = slice(start, min(start + rows, tokens))
+            weights = torch.softmax(scaled[:, :, block] @ transposed, dim=-1, dtype=work)
+            output[some, :, block] = weights.to(value.dtype) @ value[some]
+            mean = weights.mean(1)[:, :, num_classes:]  # [images, rows, N]
+            classes = max(0, min(num_classes - start, mean.shape[1]))  # of these rows
             if c2p_total is not None and classes:
-                c2p_total[b, start : start + classes] += mean[:classes]
-            if p2p_total is not None and classes < mean.shape[0]:
-                first = start + classes - num_classes
-                p2p_total[b, first : rows.stop - num_classes] += mean[classes:]
+                c2p_total[some, start : start + classes] += mean[:, :classes]
+            if p2p_total is not None and classes < mean.shape[1]:
+                patches = slice(start + classes - num_classes, block.stop - num_classes)
+                p2p_total[some, patches] += mean[:, classes:]
     return output
 
 

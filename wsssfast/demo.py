@@ -59,7 +59,7 @@ def run_demo(
         arch_options={"embed_dim": 128, "depth": 4, "num_heads": 4},
         image_size=128,
     )
-    options = TrainOptions(epochs=20, batch_size=16, rate=2e-3, least_area=0.5, seed=seed)
+    options = TrainOptions(epochs=16, batch_size=16, rate=2e-3, least_area=0.5, seed=seed)
     steps = options.epochs * (len(scenes) // options.batch_size)
     seconds: dict[str, float] = {}
     losses: list[float] = []

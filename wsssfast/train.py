@@ -14,6 +14,7 @@ from torch import Tensor
 from wsssfast.data.dataset import Dataset, Item
 from wsssfast.errors import WsssError
 from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT, classifier_loss
+from wsssfast.models.scratch import init_from_scratch
 from wsssfast.preprocess import to_tensor
 
 
@@ -66,6 +67,7 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = ClassTokenViT(config).train()
+        init_from_scratch(model)
         optimiser = torch.optim.AdamW(_parameter_groups(model, options), lr=options.rate)
         steps = options.epochs * (len(dataset) // options.batch_size)
         warm_up = max(1, steps // 20)

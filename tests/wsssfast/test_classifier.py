@@ -9,6 +9,7 @@ from support import BACKBONE, needs_shared, tiny_config, tiny_model
 from wsssfast.errors import WsssError
 from wsssfast.models.backbone import build_backbone, why_not_plain
 from wsssfast.models.classifier import ClassTokenViT, classifier_loss, init_from_backbone
+from wsssfast.models.scratch import init_from_scratch
 
 
 def test_logits_are_the_token_means_and_the_pooled_cam():
@@ -144,3 +145,19 @@ def test_others_are_refused_in_one_line(arch, words):
         build_backbone(arch, {}, 224)
     assert words in caught.value.message
     assert "\n" not in str(caught.value)
+
+
+def test_a_start_from_scratch_attends_to_similar_patches():
+    torch.manual_seed(0)
+    model = ClassTokenViT(tiny_config()).eval()
+    images = torch.randn(1, 3, 32, 32).repeat_interleave(16, -1)[..., :32]
+    diffuse = model.capture(images).p2p
+    init_from_scratch(model)
+    block = model.blocks[0].attn
+    query, key, value = block.qkv.weight.detach().split(48)
+    for head in range(3):
+        rows = slice(16 * head, 16 * head + 16)
+        product = query[rows].T @ key[rows]
+        assert product.diagonal().mean() > 3 * product.abs().mean()
+    assert (block.proj.weight.detach() @ value).diagonal().mean() < -0.2
+    assert model.capture(images).p2p.std() > 3 * diffuse.std()
