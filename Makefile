@@ -18,11 +18,10 @@ test-all: $(VENV)/.ready
 
 # Type-checked as installed: checkers cannot follow the editable layout.
 lint: $(VENV)/.ready
-	$(PIP) ".[lint]"
-	$(PIP) --editable .
+	$(PIP) --editable ".[lint]"
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	rm -rf build/lint && $(PIP) --no-deps --target build/lint .
+	rm -rf build && $(PIP) --no-deps --target build/lint .
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p wsssfast
 
 $(VENV)/.ready: pyproject.toml
@@ -30,7 +29,7 @@ $(VENV)/.ready: pyproject.toml
 	    { echo "wsssfast needs Python 3.11 or later; set PYTHON=..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable ".[test]"
-	$(PIP) ".[crf]" && $(PIP) --no-deps --editable . || \
+	$(PIP) --editable ".[crf]" || \
 	    echo "pydensecrf could not be built (it needs g++ and the Python headers); all else works."
 	touch $@
 

@@ -60,4 +60,7 @@ def _class_names(classes: str | None) -> tuple[str, ...]:
         lines = Path(classes).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise WsssError(f"Expected a file of class names at {classes}: {error}") from error
-    return tuple(line.strip() for line in lines if line.strip())
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names or len(set(names)) != len(names):
+        raise WsssError(f"Expected class names in {classes}, each once, found {len(names)} lines.")
+    return names

@@ -10,7 +10,13 @@ from wsssfast.cli.options import FILE, json_option, table, write_json
 @click.option(
     "--out", type=FILE, default=Path("demo-out"), show_default=True, help="Folder of the results."
 )
-@click.option("--seed", default=0, show_default=True, help="Of the classifier's training.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of the classifier's training.",
+)
 @json_option
 def demo(out: Path, seed: int, json_path: str | None) -> None:
     """Train, export and score on the embedded data set: nothing to download, about two minutes.

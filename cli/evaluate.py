@@ -62,16 +62,21 @@ def cams(
     dataset = open_dataset(kind, root, split, labels)
     with progress("evaluate cams", len(shards)) as advance:
         results, failed = evaluate_cams(shards, dataset, stages, advance)
-    if shards.missing_shards:
-        click.echo(f"{len(shards.missing_shards)} shards are not exported yet.", err=True)
+    first = next(iter(results.values()))
+    if first["images"] < len(dataset):
+        click.echo(
+            f"Only {first['images']} of the split's {len(dataset)} images are scored: "
+            f"{len(shards.missing_shards)} shards are missing, {len(failed)} images unreadable, "
+            f"{first['images_without_mask']} without mask, the rest not in the shards.",
+            err=True,
+        )
     for name, result in results.items():
         result["stage"] = name
-        result["propagation"] = shards.identity["propagation"]
-    one = next(iter(results.values()))
-    write_json(one if len(results) == 1 else {"stages": results}, json_path)
+        result["propagation"] = shards.identity.get("propagation", "unknown")
+    write_json(first if len(results) == 1 else {"stages": results}, json_path)
     if json_path != "-":
         table(
-            f"{folder}: {one['images']} images, propagation {one['propagation']}",
+            f"{folder}: {first['images']} images, propagation {first['propagation']}",
             ["stage", "mIoU %", "threshold", "FP %", "FN %"],
             [
                 [name, f"{100 * r['miou']:.2f}", f"{r['threshold']:.2f}", f"{100 * r['fp']:.2f}",
@@ -81,9 +86,9 @@ def cams(
         )  # fmt: skip
         click.echo("The thresholds were tuned on these masks.")
         if len(results) == 1:
-            rows = [[name, f"{100 * iou:.2f}"] for name, iou in one["per_class"].items()]
+            rows = [[name, f"{100 * iou:.2f}"] for name, iou in first["per_class"].items()]
             table("IoU per class", ["class", "IoU %"], rows)
-        if one["absent_classes"]:
+        if first["absent_classes"]:
             click.echo(f"Left out of the mean (in no mask and no prediction): "
-                       f"{', '.join(one['absent_classes'])}.")  # fmt: skip
+                       f"{', '.join(first['absent_classes'])}.")  # fmt: skip
     finish(failed)

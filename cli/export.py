@@ -124,7 +124,7 @@ def export_cams(
       wsssfast export-cams --dataset voc --data-root VOCdevkit/VOC2012 \\
           --checkpoint classifier.safetensors --out cams
     """  # fmt: skip
-    from wsssfast.cams import CamOptions
+    from wsssfast.compute import CamOptions
     from wsssfast.data import open_dataset
     from wsssfast.export import export_cams as export
     from wsssfast.models.checkpoint import load_model

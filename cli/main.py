@@ -61,6 +61,10 @@ def run() -> None:
     except click.ClickException as error:
         click.echo(f"Error: {error.format_message()}", err=True)
         sys.exit(2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"Error: {where}{error.strerror or error}.", err=True)
+        sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted; run the same command again to continue.", err=True)
         sys.exit(INTERRUPTED)

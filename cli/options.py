@@ -1,6 +1,7 @@
 """Options that several commands share, and how results and progress are printed."""
 
 import json
+import os
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -29,6 +30,23 @@ def dataset_options(command: F) -> F:
     return command
 
 
+def _config_value(path: Path, key: str, value: Any, parameter: click.Parameter) -> Any:
+    """A TOML value as the option takes it, refused where its type is another."""
+    if parameter.name in ("scales", "stage") and isinstance(value, (list, int, float)):
+        return ",".join(map(str, value if isinstance(value, list) else [value]))
+    wanted: type | tuple[type, ...] = str
+    if isinstance(parameter, click.Option) and parameter.is_flag:
+        wanted = bool
+    elif parameter.type is click.INT:
+        wanted = int
+    elif parameter.type is click.FLOAT:
+        wanted = (int, float)
+    if not isinstance(value, wanted) or isinstance(value, bool) is not (wanted is bool):
+        name = "a number" if isinstance(wanted, tuple) else f"of type {wanted.__name__}"
+        raise WsssError(f"Expected {key} in {path} to be {name}, found {str(value)[:40]!r}.")
+    return value
+
+
 def config_option(command: F) -> F:
     """--config FILE.toml: values for this command's other options; flags win over the file."""
 
@@ -38,10 +56,10 @@ def config_option(command: F) -> F:
         try:
             with path.open("rb") as file:
                 found = tomllib.load(file)
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:  # not TOML, or not UTF-8
             raise WsssError(f"Expected a TOML file at {path}: {error}") from error
         known = {
-            flag.lstrip("-"): parameter.name
+            flag.lstrip("-"): parameter
             for parameter in ctx.command.params
             for flag in parameter.opts
             if flag.startswith("--") and parameter.name not in ("config", "help")
@@ -53,7 +71,7 @@ def config_option(command: F) -> F:
                 f"Expected the names of options: {', '.join(sorted(known))}.",
             )
         defaults = {
-            known[key]: ",".join(map(str, value)) if isinstance(value, list) else value
+            known[key].name: _config_value(path, key, value, known[key])
             for key, value in found.items()
         }
         ctx.default_map = {**(ctx.default_map or {}), **defaults}
@@ -65,9 +83,19 @@ def config_option(command: F) -> F:
     return option
 
 
+def _json_path(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
+    """Refuse before a long run what could not be written after it."""
+    if path not in (None, "-"):
+        folder = Path(path).parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(path).is_dir():
+            raise WsssError(f"Expected to write {path}: {folder} is no writable folder for it.")
+    return path
+
+
 json_option = click.option(
-    "--json", "json_path", metavar="FILE", help="Write the numbers as JSON; - is stdout."
-)
+    "--json", "json_path", metavar="FILE", callback=_json_path,
+    help="Write the numbers as JSON; - is stdout.",
+)  # fmt: skip
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
     help="Where the network runs.",
@@ -112,7 +140,8 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
     console = Console(file=sys.stderr)
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    quiet = not sys.stderr.isatty()
+    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task(title, total=total)
         yield lambda amount: bar.advance(task, amount)
 
@@ -137,6 +166,6 @@ def finish(failed: dict[str, str]) -> None:
     for image_id, reason in list(failed.items())[:20]:
         click.echo(f"unreadable: {image_id}: {reason}", err=True)
     if len(failed) > 20:
-        click.echo(f"… and {len(failed) - 20} more (all are in the shards' sidecars)", err=True)
+        click.echo(f"… and {len(failed) - 20} more (all are in the JSON output)", err=True)
     click.echo(f"{len(failed)} inputs could not be read; the rest is done.", err=True)
     sys.exit(SOME_UNREADABLE)

@@ -7,7 +7,6 @@ defines correctness; `backend="auto"` takes the fastest path that this device ha
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 from wsssfast.kernels import eager, reference
 
@@ -151,33 +150,25 @@ def refine(
         raise ValueError(f"unknown stage {unknown[0]!r}; expected one of {', '.join(STAGES)}")
     if propagation not in ("gather", "scatter"):
         raise ValueError(f"expected propagation gather or scatter, received {propagation!r}")
-    if alpha < 0:
+    if not alpha >= 0:
         raise ValueError(f"expected alpha >= 0, received {alpha}")
-    if _uses_reference(backend):
-        similarity = None if tokens is None else reference.token_similarity(tokens)
-        return reference.stage_maps(
-            cam, c2p, p2p, stages, similarity=similarity, ratio=ratio, alpha=alpha,
-            include_self=include_self, propagation=propagation,
-        )  # fmt: skip
-    original = torch.relu(cam)
-    maps: dict[str, Tensor] = {}
-    modulated_c2p = None
-    for stage in stages:
-        start = original
-        if "c2p" in stage:
-            start = original * c2p
-        elif stage in ("modulated", "final"):
-            if modulated_c2p is None:
-                similarity = p2p if tokens is None else reference.token_similarity(tokens)
-                related = related_patches(
-                    similarity, ratio, include_self=include_self, backend=backend
-                )
-                means = reference.related_mean(c2p, related)
-                modulated_c2p = reference.modulate(c2p, means, alpha)
-            start = original * modulated_c2p
-        propagated = stage.endswith("p2p") or stage == "final"
-        maps[stage] = reference.propagate(start, p2p, propagation) if propagated else start
-    return maps
+    if not 0 < ratio <= 1:
+        raise ValueError(f"expected a ratio in (0, 1], received {ratio}")
+    if tokens is not None and (tokens.ndim != 3 or tokens.shape[:2] != p2p.shape[:2]):
+        raise ValueError(f"expected tokens [B, N, D] beside p2p, received {list(tokens.shape)}")
+    similarity = None if tokens is None else reference.token_similarity(tokens)
+    stage_maps = reference.stage_maps if _uses_reference(backend) else eager.stage_maps
+    return stage_maps(
+        cam,
+        c2p,
+        p2p,
+        stages,
+        similarity=similarity,
+        ratio=ratio,
+        alpha=alpha,
+        include_self=include_self,
+        propagation=propagation,
+    )
 
 
 def full_size_cam(

@@ -8,8 +8,17 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from wsssfast.kernels import reference
 
 ROW_BLOCK = 256  # query rows a step
+_STEPS = {  # stage -> what it starts from, and whether p2p propagates it
+    "original": ("original", False),
+    "original+p2p": ("original", True),
+    "original+c2p": ("c2p", False),
+    "original+c2p+p2p": ("c2p", True),
+    "modulated": ("modulated", False),
+    "final": ("modulated", True),
+}
 STEP_ELEMENTS = 1 << 20  # small images share a step, up to 4 MB of probabilities
 
 
@@ -81,6 +90,37 @@ def related_patches(similarity: Tensor, count: int, include_self: bool = True) -
     tied = chosen & ~above
     room = count - above.sum(-1, keepdim=True)
     return above | (tied & (tied.cumsum(-1) <= room))
+
+
+def stage_maps(
+    cam: Tensor,
+    c2p: Tensor,
+    p2p: Tensor,
+    stages: Sequence[str],
+    *,
+    similarity: Tensor | None,
+    ratio: float,
+    alpha: float,
+    include_self: bool,
+    propagation: str,
+) -> dict[str, Tensor]:
+    """`reference.stage_maps`, computing only what the stages need, and nothing twice."""
+    original = torch.relu(cam)
+    starts = {"original": original}
+    kinds = {_STEPS[stage][0] for stage in stages}
+    if "c2p" in kinds:
+        starts["c2p"] = original * c2p
+    if "modulated" in kinds:
+        rank = p2p if similarity is None else similarity
+        count = reference.related_count(ratio, p2p.shape[-1])
+        means = reference.related_mean(c2p, related_patches(rank, count, include_self))
+        starts["modulated"] = original * reference.modulate(c2p, means, alpha)
+    maps = {}
+    for stage in stages:
+        kind, propagated = _STEPS[stage]
+        start = starts[kind]
+        maps[stage] = reference.propagate(start, p2p, propagation) if propagated else start
+    return maps
 
 
 def full_size_cam(grids: Sequence[Tensor], size: tuple[int, int], epsilon: float) -> Tensor:

@@ -4,16 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsssfast.cams import cams
+    from wsssfast import kernels
+    from wsssfast.compute import cams
     from wsssfast.errors import WsssError
     from wsssfast.models.checkpoint import load_model
     from wsssfast.shards import open_shards
 
-__all__ = ["WsssError", "cams", "load_model", "open_shards"]
+__all__ = ["WsssError", "cams", "kernels", "load_model", "open_shards"]
 
 _HOMES = {
     "WsssError": "wsssfast.errors",
-    "cams": "wsssfast.cams",
+    "cams": "wsssfast.compute",
     "load_model": "wsssfast.models.checkpoint",
     "open_shards": "wsssfast.shards",
 }
@@ -21,6 +22,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import the public names on first use: `import wsssfast` alone loads no torch."""
+    if name == "kernels":
+        return import_module("wsssfast.kernels")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

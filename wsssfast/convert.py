@@ -150,9 +150,11 @@ def _record(path: Path, num_classes: int) -> CamRecord:
         if not isinstance(value, np.ndarray) or value.ndim != 2 or value.dtype.kind != "f":
             raise BadFile(f"its map of class {key} is not a 2-D array of floats")
         maps[int(key)] = value.astype(np.float32)
+    if not maps:
+        raise BadFile("it holds no map, so that the size of its image is unknown")
     sizes = sorted({value.shape for value in maps.values()})
     if len(sizes) != 1 or 0 in sizes[0]:
-        raise BadFile(f"it has maps of the sizes {listing([str(s) for s in sizes]) or 'none'}")
+        raise BadFile(f"it has maps of the sizes {listing([str(s) for s in sizes])}")
     labels = tuple(sorted(maps))
     grid = np.stack([maps[c] for c in labels])
     return CamRecord(path.stem, (grid.shape[1], grid.shape[2]), labels, {"final": [grid]})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsssfast.cams import CamOptions
+from wsssfast.compute import CamOptions
 from wsssfast.data.synthetic import open_synthetic
 from wsssfast.evaluate import evaluate_cams
 from wsssfast.export import export_cams
@@ -53,11 +53,8 @@ def run_demo(
     """
     out.mkdir(parents=True, exist_ok=True)
     scenes, unseen = open_synthetic(TRAIN), open_synthetic(VAL)
-    config = ClassifierConfig(
-        class_names=scenes.class_names,
-        arch="deit_tiny_patch16_224",
-        arch_options={"embed_dim": 128, "depth": 4, "num_heads": 4},
-        image_size=128,
+    config = ClassifierConfig.for_backbone(
+        "deit_tiny_patch16_224", scenes.class_names, 128, embed_dim=128, depth=4, num_heads=4
     )
     options = TrainOptions(epochs=16, batch_size=16, rate=2e-3, least_area=0.5, seed=seed)
     steps = options.epochs * (len(scenes) // options.batch_size)
@@ -77,11 +74,11 @@ def run_demo(
     seconds["train"] = time.perf_counter() - start
     progress(f"export the CAMs of {len(unseen)} unseen scenes, every stage")
     start = time.perf_counter()
-    export_cams(model, unseen, out / "cams", CamOptions(stages=STAGES), overwrite=True)
+    export_cams(model, unseen, out / "demo-cams", CamOptions(stages=STAGES), overwrite=True)
     seconds["export"] = time.perf_counter() - start
     progress("score them against the masks")
     start = time.perf_counter()
-    results, _ = evaluate_cams(open_shards(out / "cams"), unseen, STAGES)
+    results, _ = evaluate_cams(open_shards(out / "demo-cams"), unseen, STAGES)
     seconds["evaluate"] = time.perf_counter() - start
     report = out / "report.json"
     result = DemoResult(

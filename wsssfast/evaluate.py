@@ -181,6 +181,8 @@ def evaluate_cams(
     results = {stage: scorer.result() for stage, scorer in scorers.items()}
     for result in results.values():
         result["images_without_mask"] = unmasked
+        result["images_of_split"] = len(dataset)
+        result["missing_shards"] = shards.missing_shards
     return results, failed
 
 

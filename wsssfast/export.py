@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
-from wsssfast.cams import CamOptions, identity, require_stages, stage_grids
+from wsssfast.compute import CamOptions, identity, most_images, require_stages, stage_grids
 from wsssfast.data.dataset import Dataset, Item
 from wsssfast.errors import BadFile, WsssError
 from wsssfast.loader import load_batches
@@ -22,7 +23,7 @@ from wsssfast.shards.format import (
     shard_stem,
     sidecars,
 )
-from wsssfast.shards.writer import CamRecord, write_cam_shard
+from wsssfast.shards.writer import NOT_FINITE, CamRecord, write_cam_shard
 
 
 @dataclass
@@ -82,7 +83,7 @@ def export_cams(
     if min(shard_size, batch_size, decode_workers) < 1:
         raise WsssError("Expected a shard size, batch size and number of workers of at least 1.")
     who = identity(
-        model, weights_hash(model), options, dataset.fingerprint, dataset.label_source, shard_size
+        dataset.class_names, weights_hash(model), options, dataset.fingerprint, shard_size
     )
     count = -(-len(dataset) // shard_size)
     done = _prepare(out, who, resume=resume, overwrite=overwrite)
@@ -124,8 +125,7 @@ def require_classes(model: ClassTokenViT, dataset: Dataset) -> None:
         WsssError: another number or order of classes.
     """
     theirs, ours = model.config.class_names, dataset.class_names
-    unnamed = all(name == f"class{c}" for c, name in enumerate(theirs))
-    if len(theirs) != len(ours) or (theirs != ours and not unnamed):
+    if len(theirs) != len(ours) or (theirs != ours and not model.config.names_assumed):
         differ = next(
             (a, b) for a, b in zip((*theirs, "none"), (*ours, "none"), strict=False) if a != b
         )
@@ -164,12 +164,13 @@ def _prepare(
 
 def _now_readable(dataset: Dataset, finished: Sidecar) -> bool:
     """Whether any image that a shard lists as unreadable decodes by now."""
-    for image_id in finished.failed:
+    for image_id, reason in finished.failed.items():
         try:
-            dataset.load_image(dataset.by_id[image_id])
+            if image_id in dataset.by_id and reason != NOT_FINITE:
+                dataset.load_image(dataset.by_id[image_id])
+                return True
         except BadFile:
             continue
-        return True
     return False
 
 
@@ -189,16 +190,35 @@ def _compute(
         if batch.error:
             failed[batch.items[0].id] = batch.error
         else:
-            labels = [item.labels for item in batch.items]
-            grids = stage_grids(model, batch.images, labels, options)
-            for item, image, stages in zip(batch.items, batch.images, grids, strict=True):
-                size = (image.size[1], image.size[0])
-                try:
-                    records.append(CamRecord(item.id, size, item.labels, stages))
-                except BadFile as error:
-                    failed[item.id] = str(error)
+            fits = max(1, most_images(model, batch.images[0].size, options))
+            for start in range(0, len(batch.items), fits):
+                some = slice(start, start + fits)
+                done, bad = _compute_batch(model, batch.items[some], batch.images[some], options)
+                records += done
+                failed |= bad
         progress(len(batch.items))
     records.sort(key=lambda record: record.id)
+    return records, failed
+
+
+def _compute_batch(
+    model: ClassTokenViT,
+    items: tuple[Item, ...],
+    images: tuple[Image.Image, ...],
+    options: CamOptions,
+) -> tuple[list[CamRecord], dict[str, str]]:
+    """Records of images of one size, and what failed."""
+    try:
+        grids = stage_grids(model, images, [item.labels for item in items], options)
+    except BadFile as error:
+        return [], {item.id: str(error) for item in items}
+    records: list[CamRecord] = []
+    failed: dict[str, str] = {}
+    for item, image, stages in zip(items, images, grids, strict=True):
+        try:
+            records.append(CamRecord(item.id, (image.height, image.width), item.labels, stages))
+        except BadFile as error:
+            failed[item.id] = str(error)
     return records, failed
 
 

@@ -47,26 +47,29 @@ def load_batches(
         except BadFile as error:
             yield Batch((item,), (), str(error))
     groups = [
-        bucket[start : start + batch_size]
-        for _, bucket in sorted(buckets.items())
+        (bucket[start : start + batch_size], size)
+        for size, bucket in sorted(buckets.items())
         for start in range(0, len(bucket), batch_size)
     ]
     with ThreadPoolExecutor(max_workers=workers) as pool:
         waiting: deque[Future[list[Batch]]] = deque()
-        for group in groups:
-            waiting.append(pool.submit(_decode, dataset, group))
+        for group, size in groups:
+            waiting.append(pool.submit(_decode, dataset, group, size))
             if len(waiting) > workers:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
 
 
-def _decode(dataset: Dataset, group: list[Item]) -> list[Batch]:
+def _decode(dataset: Dataset, group: list[Item], size: tuple[int, int]) -> list[Batch]:
     good: list[tuple[Item, Image.Image]] = []
     bad: list[Batch] = []
     for item in group:
         try:
-            good.append((item, dataset.load_image(item)))
+            image = dataset.load_image(item)
+            if image.size != size:
+                raise BadFile(f"{image.size} pixels, while its header says {size}")
+            good.append((item, image))
         except BadFile as error:
             bad.append(Batch((item,), (), str(error)))
     if good:

@@ -135,9 +135,15 @@ def test_config_files_give_defaults_that_flags_override(wsssfast, setup, tmp_pat
     assert identity["ratio"] == 0.2
     assert identity["scales"] == [1.0, 0.5]
     assert (identity["propagation"], identity["flip"]) == ("scatter", False)
-    config.write_text("ration = 0.5\n")
-    code, _, err = wsssfast("export-cams", *words(setup), "--config", config)
-    assert (code, "Unknown key 'ration'" in err) == (2, True)
+    for wrong, text in (
+        ("ration = 0.5", "Unknown key 'ration'"), ("ratio = true", "ratio in"),
+        ("[ratio]", "to be a number"), ("flip = 3", "to be of type bool"),
+        ("split = 3", "to be of type str"), ("batch-size = 1.5", "to be of type int"),
+        ("out = ['a']", "to be of type str"), ("ratio = ", "Expected a TOML file"),
+    ):  # fmt: skip
+        config.write_text(wrong + "\n")
+        code, _, err = wsssfast("export-cams", *words(setup), "--config", config)
+        assert (code, text in err, err.count("\n")) == (2, True, 1), err
 
 
 class Bomb:
@@ -284,6 +290,9 @@ def test_a_truncated_jpeg_is_listed_and_the_rest_done(wsssfast, tmp_path):
         (["dataset", "check", "--dataset", "voc"], "--data-root"),
         (["dataset", "check", "--split", "test"], "train or val"),
         (["convert", "x", "--to", "shards", "--out", "y"], "--classes"),
+        (["demo", "--seed", "-1"], "-1"),
+        (["doctor", "--json", "no/where.json"], "no writable folder"),
+        (["export-cams", "--checkpoint", ".", "--out", "y"], "Expected a checkpoint"),
     ],
 )
 def test_wrong_calls_get_one_line(wsssfast, arguments, text, tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ def test_hash_is_of_the_weights_alone(tmp_path):
     a, b = tiny_model(0), tiny_model(1)
     assert weights_hash(a) == weights_hash(tiny_model(0))
     assert weights_hash(a) != weights_hash(b)
+    assert weights_hash(a) != weights_hash(tiny_model(mean=(0.5, 0.5, 0.5)))
 
 
 class Bomb:
@@ -47,6 +48,51 @@ def test_a_checkpoint_that_tries_to_run_code_is_refused(tmp_path, container):
     with pytest.raises(WsssError, match="holds something else or is damaged"):
         load_model(path)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [
+        ("deit_tiny_patch16_224", {"checkpoint_path": "side.pth"}),
+        ("deit_tiny_patch16_224", {"pretrained_cfg": {"file": "side.pth"}}),
+        ("deit_tiny_patch16_224", {"patch_size": 0}),
+        ("deit_tiny_patch16_224", {"num_heads": True}),
+        ("deit_tiny_patch16_224", {"embed_dim": 10**9}),
+        ("deit_tiny_patch16_224", {"num_heads": 5}),
+        ("hf-hub:somebody/something", {}),
+        ("local-dir:/tmp", {}),
+    ],
+)
+def test_a_description_cannot_make_timm_read_files_or_addresses(tmp_path, arch, options):
+    marker = tmp_path / "was_here"
+    (tmp_path / "side.pth").write_bytes(pickle.dumps(Bomb(marker)))
+    options = {k: str(tmp_path / v) if v == "side.pth" else v for k, v in options.items()}
+    config = tiny_model().config.to_json() | {"arch": arch, "arch_options": options}
+    meta = {"version": 1, "kind": "classifier", "config": config}
+    save_file({"x": torch.zeros(1)}, tmp_path / "m.safetensors", {"wsssfast": json.dumps(meta)})
+    with pytest.raises(WsssError):
+        load_model(tmp_path / "m.safetensors")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"std": [0, 1, 1]}, {"image_size": float("inf")}, {"mean": "abc"}, {"arch": None}]
+)
+def test_a_damaged_description_is_refused(tmp_path, change):
+    config = tiny_model().config.to_json() | change
+    meta = {"version": 1, "kind": "classifier", "config": config}
+    save_file({"x": torch.zeros(1)}, tmp_path / "m.safetensors", {"wsssfast": json.dumps(meta)})
+    with pytest.raises(WsssError):
+        load_model(tmp_path / "m.safetensors")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    model = tiny_model()
+    with torch.no_grad():
+        model.head.bias[0] = float("nan")
+    save_model(model, tmp_path / "m.safetensors")
+    with pytest.raises(WsssError, match="finite weights"):
+        load_model(tmp_path / "m.safetensors")
 
 
 def test_absent_and_damaged_files(tmp_path):

@@ -1,18 +1,21 @@
 """Export: what is stored, resuming, refusing to mix, bad files, and independence of batching."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import folder_dataset, tiny_model
+from support import folder_dataset, random_image, tiny_model
 from wsssfast.kernels import STAGES
 
-from wsssfast.cams import CamOptions, cams, stage_grids
+from wsssfast.compute import CamOptions, cams, stage_grids
 from wsssfast.data import open_dataset
 from wsssfast.errors import WsssError
 from wsssfast.export import export_cams
+from wsssfast.models.checkpoint import save_model
 from wsssfast.shards import open_shards, verify_shards
 
 ALL = CamOptions(stages=STAGES, scales=(1.0, 0.75, 1.25))
@@ -195,6 +198,71 @@ def test_a_model_without_patch_head_has_no_original_cam(data, tmp_path):
     options = CamOptions(stages=("original+c2p", "final"))
     export_cams(model, data, tmp_path / "out", options)
     assert open_shards(tmp_path / "out").stages == ("original+c2p", "final")
+
+
+def test_images_too_large_for_the_memory_are_listed_or_go_one_by_one(data, tmp_path, monkeypatch):
+    import wsssfast.compute as compute
+
+    whole = tmp_path / "whole"
+    export_cams(tiny_model(), data, whole, ALL)
+    needed = 4 * 4 * 2 * (64 * 24 * 1.25**2 / 64) ** 2  # of im3, 64 x 24, N = 10 * 3 at 1.25
+    monkeypatch.setattr(compute.os, "sysconf", lambda name: (2 * needed) ** 0.5)
+    summary = export_cams(tiny_model(), data, tmp_path / "out", ALL)
+    assert sorted(summary.failed) == []
+    shards, wanted = open_shards(tmp_path / "out"), open_shards(whole)
+    for image_id in wanted:
+        assert np.abs(shards.cam(image_id)[1] - wanted.cam(image_id)[1]).max() <= 5e-5
+    monkeypatch.setattr(compute.os, "sysconf", lambda name: 100)
+    summary = export_cams(tiny_model(), data, tmp_path / "small", ALL)
+    assert len(summary.failed) == 4
+    assert "64x24 pixels at scale 1.25 need more than half" in summary.failed["im3"]
+
+
+def test_a_full_disk_is_told_and_the_run_can_go_on(data, tmp_path):
+    """A limit on the size of files stands in for the full disk; HDF5 itself would crash."""
+    save_model(tiny_model(), tmp_path / "m.safetensors")
+    script = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)\n"
+        "from wsssfast.cli.main import run\n"
+        "run()"
+    )
+    out = tmp_path / "out"
+    words = [
+        "export-cams", "--dataset", "folder", "--data-root", tmp_path / "data", "--shard-size", 2,
+        "--checkpoint", tmp_path / "m.safetensors", "--out", out,
+    ]  # fmt: skip
+    for limit, code in ((3000, 2), (10**7, 0)):
+        command = [sys.executable, "-c", script, str(limit), *map(str, words)]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert found.returncode == code, found.stderr
+        if code:
+            assert found.stderr.startswith("Error: Expected room") and found.stderr.count("\n") == 1
+            assert list(out.iterdir()) == []
+    assert not verify_shards(out).problems
+    assert len(open_shards(out)) == 4
+
+
+def test_public_names_work_again_and_again(data):
+    import wsssfast
+
+    for _ in range(2):
+        maps = wsssfast.cams(tiny_model(), [random_image(20, 30)], [["dog", 0]])
+        assert maps[0].shape == (2, 30, 20)
+    assert wsssfast.kernels.refine is not None
+    with pytest.raises(WsssError, match="list of classes"):
+        wsssfast.cams(tiny_model(), [random_image(20, 30)], ["dog"])
+    with pytest.raises(WsssError, match="found 'original'"):
+        wsssfast.cams(tiny_model(), [random_image(20, 30)], [["dog"]], stage="original")
+    turned = Image.new("RGB", (40, 16))
+    turned.getexif()[0x0112] = 6
+    assert wsssfast.cams(tiny_model(), [turned], [[0]])[0].shape == (1, 40, 16)
+
+
+def test_a_public_checkpoint_serves_other_classes_of_the_same_number(data, tmp_path):
+    model = tiny_model(classes=("class0", "class1", "class2"), names_assumed=True)
+    export_cams(model, data, tmp_path / "out", CamOptions())
+    assert open_shards(tmp_path / "out").class_names == data.class_names
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from support import CLASSIFIER, SHARED, needs_shared, random_image
 
-from wsssfast.cams import CamOptions, cams
+from wsssfast.compute import CamOptions, cams
 from wsssfast.models.checkpoint import load_model
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

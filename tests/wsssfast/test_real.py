@@ -6,7 +6,7 @@ import torch
 from support import CLASSIFIER, SHARED, needs_shared
 from wsssfast.kernels import STAGES, refine
 
-from wsssfast.cams import CamOptions, cams
+from wsssfast.compute import CamOptions, cams
 from wsssfast.data import open_dataset
 from wsssfast.evaluate import THRESHOLDS
 from wsssfast.export import export_cams

@@ -230,6 +230,30 @@ def test_tampered_files_are_refused_though_their_checksums_fit(folder, name):
     assert verify_shards(folder).problems
 
 
+def reseal_sidecar(folder, change):
+    path = folder / "cams-00000-of-00002.json"
+    body = json.loads(path.read_text())
+    del body["checksum"]
+    body |= change
+    body["checksum"] = hashlib.sha256(canonical(body).encode()).hexdigest()
+    path.write_text(canonical(body) + "\n")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"ids": [1, 2]}, {"ids": "ab"}, {"failed": []}, {"identity": []}, {"count": "2"}, {"index": 1},
+     {"version": 99}, {"kind": "labels"}, {"extra": 1}, {"failed": {"x": 3}}],
+)  # fmt: skip
+def test_sidecars_of_another_shape_are_refused(folder, change):
+    reseal_sidecar(folder, change)
+    with pytest.raises(WsssError):
+        open_shards(folder)
+    assert verify_shards(folder).problems
+    (folder / "cams-00000-of-00002.json").write_text("null\n")
+    with pytest.raises(WsssError, match="damaged"):
+        open_shards(folder)
+
+
 def test_mixed_sets_are_refused(folder):
     write(folder, 1, 2, [record("c", (1,))], identity=IDENTITY | {"ratio": 0.4})
     with pytest.raises(WsssError, match="several mixed"):

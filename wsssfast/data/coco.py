@@ -32,14 +32,17 @@ def open_coco(root: Path, split: str | None = None, labels: Path | None = None) 
 
     Args:
         root: the folder.
-        split: train2014, val2014, train2017, val2017 …, or `SPLIT:list.txt` for the listed ids of
-            a split; by default train2014 or train2017, whichever is there.
+        split: train2014, val2014, train2017, val2017 …, `SPLIT:list.txt` for the listed ids of a
+            split, or `list.txt` for those of the default split; by default train2014 or train2017,
+            whichever is there.
         labels: a labels file that replaces the instances' labels.
 
     Raises:
         WsssError: something is missing or does not fit.
     """
     require_folder(root, "a COCO data set (a folder)")
+    if split and Path(split).is_file():
+        split = f"{_default_split(root)}:{split}"
     name, _, subset = (split or _default_split(root)).partition(":")
     images = require_folder(root / name, f"the COCO images of split {name!r}")
     source = root / "annotations" / f"instances_{name}.json"
@@ -51,6 +54,8 @@ def open_coco(root: Path, split: str | None = None, labels: Path | None = None) 
     for annotation in found["annotations"]:
         by_image.setdefault(int(annotation["image_id"]), []).append(annotation)
     records = {Path(i["file_name"]).stem: i for i in found["images"] if int(i["id"]) in by_image}
+    if len(records) < len(by_image.keys() & {int(i["id"]) for i in found["images"]}):
+        raise WsssError(f"Expected images of different names in {source}, found one twice.")
     image_labels: dict[str, tuple[int, ...]] = {}
     for image_id, record in records.items():
         used = {int(a["category_id"]) for a in by_image[int(record["id"])]}

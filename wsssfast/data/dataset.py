@@ -17,7 +17,7 @@ from wsssfast.errors import WsssError, listing
 IGNORE = 255  # mask value that is neither background nor class
 Mask = NDArray[np.uint8]
 
-_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]|^\.{0,2}$")
+_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]|^\.{0,2}$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Plain ViTs of timm: which ones serve as backbone, and their ImageNet weights."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,19 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from wsssfast.errors import WsssError
+
+# option -> type, least, most: what changes the structure of a plain ViT, and nothing else
+_OPTIONS: dict[str, tuple[Any, float, float]] = {
+    "patch_size": (int, 1, 64),
+    "embed_dim": (int, 1, 8192),
+    "depth": (int, 1, 128),
+    "num_heads": (int, 1, 128),
+    "mlp_ratio": ((int, float), 0.01, 16),
+    "qkv_bias": (bool, 0, 1),
+    "qk_norm": (bool, 0, 1),
+    "init_values": ((int, float), 0, 1),
+    "drop_path_rate": ((int, float), 0, 1),
+}
 
 
 def build_backbone(arch: str, options: dict[str, Any], image_size: int) -> VisionTransformer:
@@ -28,11 +42,12 @@ def build_backbone(arch: str, options: dict[str, Any], image_size: int) -> Visio
     Raises:
         WsssError: unknown to timm, or not plain.
     """
+    _require_options(arch, options)
     try:
         vit: Any = timm.create_model(
             arch, pretrained=False, num_classes=0, img_size=image_size, **options
         )
-    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+    except Exception as error:  # options that do not fit one another fail anywhere in timm
         raise WsssError(
             f"Expected a plain ViT of timm, found {arch!r}: {error}.",
             "Such as deit_tiny_patch16_224 or deit_small_patch16_224.",
@@ -45,6 +60,30 @@ def build_backbone(arch: str, options: dict[str, Any], image_size: int) -> Visio
         )
     assert isinstance(vit, VisionTransformer)
     return vit
+
+
+def _require_options(arch: str, options: dict[str, Any]) -> None:
+    """Refuse all but names that timm itself builds and options that are structure.
+
+    They can come from a checkpoint, and timm's other options read files and addresses.
+    """
+    if not timm.is_model(arch) or not re.fullmatch(r"[a-z0-9_]+", arch):
+        raise WsssError(
+            f"Expected the name of a timm model, found {arch[:80]!r}: Unknown model.",
+            "Such as deit_tiny_patch16_224 or deit_small_patch16_224.",
+        )
+    for name, value in options.items():
+        allowed = _OPTIONS.get(name)
+        kind = (
+            allowed
+            and isinstance(value, allowed[0])
+            and isinstance(value, bool) is (allowed[0] is bool)
+        )
+        if not allowed or not kind or not allowed[1] <= value <= allowed[2]:
+            raise WsssError(
+                f"Expected backbone options out of {', '.join(_OPTIONS)} within their ranges, "
+                f"found {name[:40]!r} of {str(value)[:40]}."
+            )
 
 
 def why_not_plain(vit: nn.Module) -> str:
@@ -119,3 +158,11 @@ def resize_positions(patch_part: Tensor, grid: tuple[int, int]) -> Tensor:
     image = patch_part.reshape(1, side, side, -1).permute(0, 3, 1, 2)
     image = F.interpolate(image, size=grid, mode="bicubic", align_corners=False)
     return image.flatten(2).transpose(1, 2)
+
+
+def preprocessing(arch: str) -> dict[str, tuple[float, float, float]]:
+    """Mean and std that the backbone's ImageNet weights were trained with, from timm."""
+    found = timm.get_pretrained_cfg(arch)
+    if found is None:
+        return {}
+    return {"mean": tuple(found.mean), "std": tuple(found.std)}

@@ -67,12 +67,19 @@ def load_model(path: str | Path) -> ClassTokenViT:
     except RuntimeError as error:
         first = str(error).splitlines()[1 if "\n" in str(error) else 0]
         raise WsssError(f"Expected the weights of a classifier in {path}: {first}") from error
+    if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
+        raise WsssError(
+            f"Expected finite weights in {path}, found NaN or infinity.",
+            "The training that made it went wrong; take an earlier checkpoint.",
+        )
     return model.eval()
 
 
-def weights_hash(model: torch.nn.Module) -> str:
-    """SHA-256 over names, shapes and values of all weights, whatever file they came from."""
-    digest = hashlib.sha256()
+def weights_hash(model: ClassTokenViT) -> str:
+    """SHA-256 over structure, normalisation and all weights, whatever file they came from."""
+    config = model.config.to_json()
+    structure = {k: v for k, v in config.items() if k not in ("class_names", "names_assumed")}
+    digest = hashlib.sha256(json.dumps(structure, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -176,4 +183,5 @@ def _mctformer_config(state: dict[str, Tensor], path: Path) -> ClassifierConfig:
         },
         image_size=side * patch,
         patch_head=head is not None and head.ndim == 4,
+        names_assumed=True,
     )

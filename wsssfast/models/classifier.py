@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wsssfast import kernels
 from wsssfast.errors import WsssError
-from wsssfast.models.backbone import build_backbone, resize_positions
+from wsssfast.models.backbone import build_backbone, preprocessing, resize_positions
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class ClassifierConfig:
             one (MCTformer-V1) the CAM is the class-to-patch attention alone.
         mean: per channel, of RGB in [0, 1].
         std: per channel, of RGB in [0, 1].
+        names_assumed: whether the class names were only guessed from their number, as for a public
+            checkpoint that holds none.
     """
 
     class_names: tuple[str, ...]
@@ -35,6 +37,14 @@ class ClassifierConfig:
     patch_head: bool = True
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    names_assumed: bool = False
+
+    @classmethod
+    def for_backbone(
+        cls, arch: str, class_names: tuple[str, ...], image_size: int, **arch_options: Any
+    ) -> "ClassifierConfig":
+        """A configuration with the preprocessing that the backbone's own weights expect."""
+        return cls(class_names, arch, arch_options, image_size, **preprocessing(arch))
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -44,8 +54,10 @@ class ClassifierConfig:
     def from_json(cls, found: dict[str, Any]) -> "ClassifierConfig":
         """From `to_json`'s result. Raises TypeError or ValueError on anything else."""
         mean, std = (tuple(float(x) for x in found[key]) for key in ("mean", "std"))
-        if len(mean) != 3 or len(std) != 3:
-            raise ValueError("mean and std have three values each")
+        if len(mean) != 3 or len(std) != 3 or not all(0 < x < math.inf for x in std):
+            raise ValueError("mean and std have three values each, std above 0")
+        if not 1 <= found["image_size"] <= 8192:
+            raise ValueError("an image size between 1 and 8192")
         return cls(
             class_names=tuple(str(name) for name in found["class_names"]),
             arch=str(found["arch"]),
@@ -54,6 +66,7 @@ class ClassifierConfig:
             patch_head=bool(found["patch_head"]),
             mean=mean,
             std=std,
+            names_assumed=bool(found["names_assumed"]),
         )
 
 

@@ -15,6 +15,11 @@ FORMAT_VERSION = 1  # readers read every version up to their own
 DEFAULT_SHARD_SIZE = 512
 _NAME = re.compile(r"(?P<kind>cams|labels)-(?P<index>\d{5})-of-(?P<count>\d{5})\.json")
 
+_FIELDS: dict[str, type] = {
+    "kind": str, "index": int, "count": int, "ids": list, "failed": dict, "identity": dict,
+    "config": dict, "versions": dict, "file_bytes": int, "file_sha256": str,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Sidecar:
@@ -103,6 +108,8 @@ def read_sidecar(path: Path) -> Sidecar:
     try:
         text = path.read_text(encoding="ascii")
         body = json.loads(text)
+        if not isinstance(body, dict):
+            raise ValueError("it is no object")
         if text != canonical(body) + "\n":
             raise ValueError("its text was changed")
         checksum = body.pop("checksum")
@@ -116,6 +123,12 @@ def read_sidecar(path: Path) -> Sidecar:
                 f"Expected shard format {FORMAT_VERSION} or earlier in {path}, found {version}.",
                 "Update wsssfast.",
             )
+        for key, wanted in _FIELDS.items():
+            if type(body[key]) is not wanted:
+                raise ValueError(f"its {key} is a {type(body[key]).__name__}")
+        texts = (*body["ids"], *body["failed"].values())
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("its ids or reasons are not text")
         body["ids"] = tuple(body["ids"])
         sidecar = Sidecar(**body)
         if path.name != f"{sidecar.stem}.json":

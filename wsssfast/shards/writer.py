@@ -1,5 +1,6 @@
 """Write CAM shards: small patch-grid maps of each image's own classes."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from wsssfast.shards.format import (
 Grid = NDArray[np.float32]
 _LEVELS = 65535  # a map's maximum; its values are whole steps of maximum / 65535
 _CHUNK = 1 << 16
+NOT_FINITE = "its CAM is not finite"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class CamRecord:
     def __post_init__(self) -> None:
         for grids in self.grids.values():
             if not all(np.isfinite(grid).all() and (grid >= 0).all() for grid in grids):
-                raise BadFile("its CAM is not finite")
+                raise BadFile(NOT_FINITE)
 
 
 def quantise(values: Grid) -> tuple[NDArray[np.uint16], np.float32]:
@@ -92,7 +94,11 @@ def write_cam_shard(
         OSError: the disk is full or not writable.
     """
     path = folder / f"{shard_stem('cams', index, count)}.h5"
-    publish(path, lambda partial: _write_h5(partial, records, identity, epsilons))
+    path.with_suffix(".json").unlink(missing_ok=True)  # what it says is done no longer
+    # HDF5 crashes when the disk is full as it closes a file: let it write to memory
+    buffer = io.BytesIO()
+    _write_h5(buffer, records, identity, epsilons)
+    publish(path, lambda partial: _write_bytes(partial, buffer))
     sidecar = Sidecar(
         kind="cams",
         index=index,
@@ -109,8 +115,12 @@ def write_cam_shard(
     return sidecar
 
 
+def _write_bytes(path: Path, buffer: io.BytesIO) -> None:
+    path.write_bytes(buffer.getbuffer())
+
+
 def _write_h5(
-    path: Path,
+    buffer: io.BytesIO,
     records: Sequence[CamRecord],
     identity: dict[str, Any],
     epsilons: dict[str, float],
@@ -121,8 +131,8 @@ def _write_h5(
     pixels = [sum(h * w for h, w in per_scale) for per_scale in sizes]
     labels = [len(record.labels) for record in records]
     amounts = [k * p for k, p in zip(labels, pixels, strict=True)]
-    with h5py.File(path, "w") as file:
-        file.attrs["format"] = "wsssfast.cams"
+    with h5py.File(buffer, "w") as file:
+        file.attrs["format"] = "wsssfast.compute"
         file.attrs["version"] = FORMAT_VERSION
         file.attrs["identity"] = canonical(identity)
         names = [record.id.encode() for record in records]

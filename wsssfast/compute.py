@@ -1,5 +1,6 @@
 """Class activation maps: forward, refine, and sum the flips, for a batch of images of one size."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,13 +8,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from wsssfast import kernels
-from wsssfast.errors import WsssError
+from wsssfast.errors import BadFile, WsssError
 from wsssfast.models.classifier import Capture, ClassTokenViT
 from wsssfast.preprocess import resize, to_tensor
+from wsssfast.shards.format import FORMAT_VERSION
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -100,8 +102,10 @@ def stage_grids(
 
     Raises:
         WsssError: a stage that this model has not.
+        BadFile: images too large for this machine's memory.
     """
     require_stages(model, options.stages)
+    require_memory(model, images[0].size, len(images), options)
     device = next(model.parameters()).device
     results: list[dict[str, list[NDArray[np.float32]]]] = [
         {stage: [] for stage in options.stages} for _ in images
@@ -130,7 +134,7 @@ def cams(
 
     Args:
         model: from `wsssfast.load_model`.
-        images: PIL images of any sizes.
+        images: PIL images of any sizes; an EXIF orientation is applied.
         labels: per image, classes as 0-based indices or names.
         options: what to compute; the paper's final CAM by default.
         stage: which of the options' stages; the last where None.
@@ -140,15 +144,19 @@ def cams(
 
     Raises:
         WsssError: unknown classes or stages.
+        BadFile: an image too large for this machine's memory.
     """
     from wsssfast.shards.reader import full_size
 
     options = options or CamOptions()
     stage = stage or options.stages[-1]
+    if stage not in options.stages:
+        raise WsssError(f"Expected a stage out of {', '.join(options.stages)}, found {stage!r}.")
     results = []
-    for image, wanted in zip(images, labels, strict=True):
+    for turned, wanted in zip(images, labels, strict=True):
         classes = class_indices(model, wanted)
-        grids = stage_grids(model, [image.convert("RGB")], [classes], options)[0][stage]
+        image = ImageOps.exif_transpose(turned).convert("RGB")
+        grids = stage_grids(model, [image], [classes], options)[0][stage]
         size = (image.size[1], image.size[0])
         results.append(full_size(grids, size, options.epsilon(stage, len(model.blocks))))
     return results
@@ -160,6 +168,8 @@ def class_indices(model: ClassTokenViT, labels: Sequence[int | str]) -> tuple[in
     Raises:
         WsssError: a class that the model does not have.
     """
+    if isinstance(labels, str):
+        raise WsssError(f"Expected a list of classes an image, found the text {labels!r}.")
     names = {name: index for index, name in enumerate(model.config.class_names)}
     found = set()
     for label in labels:
@@ -224,16 +234,54 @@ def _refine(
     return maps
 
 
+def most_images(model: ClassTokenViT, size: tuple[int, int], options: CamOptions) -> int:
+    """How many images of (width, height) fit one forward pass in half of the memory; may be 0.
+
+    The patch-to-patch attention, its ranking and its propagation take the most: about four
+    float32 arrays of N x N for each image and flip.
+    """
+    scale = max(options.scales)
+    patches = 1
+    for side in size:
+        patches *= max(1, round(side * scale) // model.patch_size)
+    needed = 4 * 4 * patches**2 * (2 if options.flip else 1)
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        memory = torch.cuda.mem_get_info(device)[1]
+    else:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(memory // 2 // needed)
+
+
+def require_memory(
+    model: ClassTokenViT, size: tuple[int, int], images: int, options: CamOptions
+) -> None:
+    """Refuse what cannot fit into memory before it is tried.
+
+    Raises:
+        BadFile: images too large for this machine.
+    """
+    if most_images(model, size, options) < images:
+        raise BadFile(
+            f"{size[0]}x{size[1]} pixels at scale {max(options.scales):g} need more than half of "
+            "this machine's memory for patch-to-patch attention; reduce the image or the scales"
+        )
+
+
 def identity(
-    model: ClassTokenViT, weights: str, options: CamOptions, fingerprint: str, label_source: str,
+    class_names: Sequence[str],
+    weights: str,
+    options: CamOptions,
+    fingerprint: str,
     shard_size: int,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Configuration identity of CAM shards: all that changes the numbers, nothing else."""
     return {
-        "class_names": list(model.config.class_names),
+        "format_version": FORMAT_VERSION,
+        "class_names": list(class_names),
         "weights": weights,
         "dataset": fingerprint,
-        "labels": label_source,
+        "labels": "image",
         "shard_size": shard_size,
         "stages": list(options.stages),
         "ratio": options.ratio,
