@@ -1,5 +1,8 @@
 """The network: logits, losses, position embedding, capture, initialisation, refusals."""
 
+import re
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -7,8 +10,13 @@ import torch.nn.functional as F
 from support import BACKBONE, needs_shared, tiny_config, tiny_model
 
 from wsssfast.errors import WsssError
-from wsssfast.models.backbone import build_backbone, why_not_plain
-from wsssfast.models.classifier import ClassTokenViT, classifier_loss, init_from_backbone
+from wsssfast.models.backbone import build_backbone, plain_vits, why_not_plain
+from wsssfast.models.classifier import (
+    ClassifierConfig,
+    ClassTokenViT,
+    classifier_loss,
+    init_from_backbone,
+)
 from wsssfast.models.scratch import init_from_scratch
 
 
@@ -112,7 +120,6 @@ def test_initialisation_refuses_another_architecture():
 @needs_shared
 def test_initialisation_from_the_real_backbone():
     from wsssfast.models.backbone import backbone_weights
-    from wsssfast.models.classifier import ClassifierConfig
 
     model = ClassTokenViT(ClassifierConfig(("a", "b"), "deit_tiny_patch16_224"))
     weights = backbone_weights("deit_tiny_patch16_224", str(BACKBONE))
@@ -145,6 +152,25 @@ def test_others_are_refused_in_one_line(arch, words):
         build_backbone(arch, {}, 224)
     assert words in caught.value.message
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arch", "mean"),
+    [("deit_tiny_patch16_224", 0.485), ("vit_tiny_patch16_224", 0.5)],
+)
+def test_preprocessing_is_the_backbones_own(arch, mean):
+    config = ClassifierConfig.for_backbone(arch, ("a",), 224, depth=1)
+    assert config.mean[0] == mean
+    assert config.arch_options == {"depth": 1}
+
+
+@pytest.mark.slow
+def test_the_documented_list_is_that_of_the_plain_vits():
+    listed = (Path(__file__).resolve().parents[2] / "docs" / "backbones.md").read_text()
+    found = re.findall(r"^- `(\w+)`$", listed, re.MULTILINE)
+    known = plain_vits()
+    assert set(known) <= set(found) or set(found) <= set(known)  # timm's versions differ
+    assert len(set(known) & set(found)) > 40
 
 
 def test_a_start_from_scratch_attends_to_similar_patches():

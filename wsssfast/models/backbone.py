@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from wsssfast.errors import WsssError
 
+Channels = tuple[float, float, float]
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 # option -> type, least, most: what changes the structure of a plain ViT, and nothing else
 _OPTIONS: dict[str, tuple[Any, float, float]] = {
     "patch_size": (int, 1, 64),
@@ -160,9 +163,8 @@ def resize_positions(patch_part: Tensor, grid: tuple[int, int]) -> Tensor:
     return image.flatten(2).transpose(1, 2)
 
 
-def preprocessing(arch: str) -> dict[str, tuple[float, float, float]]:
-    """Mean and std that the backbone's ImageNet weights were trained with, from timm."""
+def preprocessing(arch: str) -> tuple[Channels, Channels]:
+    """Mean and std of RGB in [0, 1] that the backbone's own weights expect, from timm."""
     found = timm.get_pretrained_cfg(arch)
-    if found is None:
-        return {}
-    return {"mean": tuple(found.mean), "std": tuple(found.std)}
+    mean, std = (found.mean, found.std) if found else (_IMAGENET_MEAN, _IMAGENET_STD)
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

@@ -44,7 +44,8 @@ class ClassifierConfig:
         cls, arch: str, class_names: tuple[str, ...], image_size: int, **arch_options: Any
     ) -> "ClassifierConfig":
         """A configuration with the preprocessing that the backbone's own weights expect."""
-        return cls(class_names, arch, arch_options, image_size, **preprocessing(arch))
+        mean, std = preprocessing(arch)
+        return cls(class_names, arch, arch_options, image_size, mean=mean, std=std)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""

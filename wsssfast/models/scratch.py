@@ -8,6 +8,8 @@ Layers" (2023): query-key products near the identity, value-projection products 
 and sine-cosine positions.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,8 @@ def init_from_scratch(model: ClassTokenViT) -> None:
     width = model.embed_dim
     model.pos_embed[:, model.num_classes :] = _POSITIONS * _sine_cosine(model.grid, width)
     for block in model.blocks:
-        weight, heads = block.attn.qkv.weight, block.attn.num_heads
+        attention: Any = block.attn
+        weight, heads = attention.qkv.weight, attention.num_heads
         rows = width // heads
         for head in range(heads):
             left, right = _factors(width, _QUERY_KEY, _QUERY_KEY)
@@ -32,7 +35,7 @@ def init_from_scratch(model: ClassTokenViT) -> None:
             weight[width + head * rows :][:rows] = right[:, :rows].T
         left, right = _factors(width, _VALUE, -_VALUE)
         weight[2 * width :] = right.T
-        block.attn.proj.weight.copy_(left)
+        attention.proj.weight.copy_(left)
 
 
 def _factors(width: int, noise: float, identity: float) -> tuple[Tensor, Tensor]:
