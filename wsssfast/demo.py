@@ -56,7 +56,7 @@ def run_demo(
     config = ClassifierConfig.for_backbone(
         "deit_tiny_patch16_224", scenes.class_names, 128, embed_dim=128, depth=4, num_heads=4
     )
-    options = TrainOptions(epochs=16, batch_size=16, rate=2e-3, least_area=0.5, seed=seed)
+    options = TrainOptions(epochs=12, batch_size=8, rate=1.5e-3, least_area=0.5, seed=seed)
     steps = options.epochs * (len(scenes) // options.batch_size)
     seconds: dict[str, float] = {}
     losses: list[float] = []

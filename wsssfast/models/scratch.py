@@ -22,8 +22,13 @@ _POSITIONS = 0.2  # amplitude
 
 @torch.no_grad()
 def init_from_scratch(model: ClassTokenViT) -> None:
-    """Set the attention and position weights of a new classifier; uses torch's random state."""
+    """Set the attention, position and class-token weights of a new classifier.
+
+    Class tokens are drawn far apart, so that each asks for something else from the first step on.
+    Uses torch's random state.
+    """
     width = model.embed_dim
+    torch.nn.init.normal_(model.cls_token)
     model.pos_embed[:, model.num_classes :] = _POSITIONS * _sine_cosine(model.grid, width)
     for block in model.blocks:
         attention: Any = block.attn
