@@ -105,6 +105,13 @@ def test_the_documented_reader_reads_shards_without_the_package(folder):
             assert np.abs(maps.reshape(wanted.shape) - wanted).max(initial=0) <= 1e-5
 
 
+def test_the_file_says_what_it_is(folder):
+    with h5py.File(folder / "cams-00000-of-00002.h5") as file:
+        assert (file.attrs["format"], file.attrs["version"]) == ("wsssfast.cams", 1)
+    sidecar = json.loads((folder / "cams-00000-of-00002.json").read_text())
+    assert (sidecar["format"], sidecar["version"]) == ("wsssfast.cams", 1)
+
+
 def test_writing_twice_gives_the_same_bytes(folder, tmp_path):
     write(tmp_path / "t", 0, 2, [record("a", (0, 2), seed=1), record("b", (), seed=2)])
     for name in ("cams-00000-of-00002.h5", "cams-00000-of-00002.json"):

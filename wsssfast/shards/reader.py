@@ -160,7 +160,7 @@ class CamShards:
         """Small arrays of a shard, checked against each other and the sidecar."""
         sidecar = self._shards[number]
         with open_h5(self.folder / f"{sidecar.stem}.h5") as file:
-            if get_text(file, "format") != "wsssfast.compute":
+            if get_text(file, "format") != "wsssfast.cams":
                 raise ValueError("it is not a CAM shard")
             names = read_array(file, "ids", "S", 1)
             index = _Index(

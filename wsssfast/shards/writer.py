@@ -132,7 +132,7 @@ def _write_h5(
     labels = [len(record.labels) for record in records]
     amounts = [k * p for k, p in zip(labels, pixels, strict=True)]
     with h5py.File(buffer, "w") as file:
-        file.attrs["format"] = "wsssfast.compute"
+        file.attrs["format"] = "wsssfast.cams"
         file.attrs["version"] = FORMAT_VERSION
         file.attrs["identity"] = canonical(identity)
         names = [record.id.encode() for record in records]
