@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import click
-from wsssfast.cli.options import FILE, finish, progress
 
+from wsssfast.cli.options import FILE, finish, progress
 from wsssfast.errors import WsssError
 
 

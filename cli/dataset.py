@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
 from wsssfast.cli.options import (
     FILE,
     dataset_options,
@@ -15,7 +16,6 @@ from wsssfast.cli.options import (
     table,
     write_json,
 )
-
 from wsssfast.errors import USER_ERROR
 
 if TYPE_CHECKING:

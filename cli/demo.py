@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import click
+
 from wsssfast.cli.options import FILE, json_option, table, write_json
 
 

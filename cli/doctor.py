@@ -4,6 +4,7 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 
 import click
+
 from wsssfast.cli.options import json_option, table, write_json
 
 _PACKAGES = ("wsssfast", "torch", "torchvision", "timm", "triton", "numpy", "h5py", "pillow")

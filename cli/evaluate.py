@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import click
+
 from wsssfast.cli.options import (
     FILE,
     config_option,
@@ -13,8 +14,6 @@ from wsssfast.cli.options import (
     table,
     write_json,
 )
-
-from wsssfast.errors import WsssError
 
 
 @click.group()
@@ -52,13 +51,8 @@ def cams(
 
     shards = open_shards(folder)
     stages = shards.stages if stage == "all" else tuple(stage.split(","))
-    unknown = [name for name in stages if name not in shards.stages]
-    if unknown:
-        raise WsssError(
-            f"Expected a stage out of {', '.join(shards.stages)} in {folder}, found "
-            f"{unknown[0]!r}.",
-            "Export it with --stage.",
-        )
+    for name in stages:
+        shards.require_stage(name)
     dataset = open_dataset(kind, root, split, labels)
     with progress("evaluate cams", len(shards)) as advance:
         results, failed = evaluate_cams(shards, dataset, stages, advance)

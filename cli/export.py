@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from wsssfast.cli.options import (
     FILE,
     config_option,

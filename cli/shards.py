@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from wsssfast.cli.options import FILE, json_option, table, write_json
 
+from wsssfast.cli.options import FILE, json_option, table, write_json
 from wsssfast.errors import SOME_UNREADABLE, USER_ERROR
 
 

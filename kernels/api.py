@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
+
 from wsssfast.kernels import eager, reference
 
 STAGES = (

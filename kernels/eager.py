@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from wsssfast.kernels import reference
 
 ROW_BLOCK = 256  # query rows a step

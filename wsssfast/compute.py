@@ -67,6 +67,10 @@ class CamOptions:
         if min(self.c2p_layers, self.p2p_layers) < 1:
             raise WsssError("Expected at least one layer in each layer range.")
 
+    def to_json(self) -> dict[str, Any]:
+        """Every field as plain JSON types."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
     def epsilon(self, stage: str, depth: int) -> float:
         """Epsilon of the min-max for a stage (method §§2, 5).
 
@@ -283,15 +287,5 @@ def identity(
         "dataset": fingerprint,
         "labels": "image",
         "shard_size": shard_size,
-        "stages": list(options.stages),
-        "ratio": options.ratio,
-        "alpha": options.alpha,
-        "propagation": options.propagation,
-        "related_by": options.related_by,
-        "include_self": options.include_self,
-        "c2p_layers": options.c2p_layers,
-        "p2p_layers": options.p2p_layers,
-        "scales": list(options.scales),
-        "flip": options.flip,
-        "precision": options.precision,
+        **options.to_json(),
     }

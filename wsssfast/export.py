@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,7 @@ def _config(dataset: Dataset, options: CamOptions, shard_size: int) -> dict[str,
         "split": dataset.split,
         "labels": f"image-level labels of the data set ({dataset.label_source})",
         "shard_size": shard_size,
-        **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()},
+        **options.to_json(),
     }
 
 

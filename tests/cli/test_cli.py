@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 from support import folder_dataset, tiny_model
-from wsssfast.cli.main import COMMANDS, run
 
+from wsssfast.cli.main import COMMANDS, run
 from wsssfast.models.checkpoint import save_model
 
 HELP = [[name] for name in COMMANDS] + [

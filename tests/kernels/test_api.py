@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wsssfast.kernels import reference
 
 from wsssfast import kernels
+from wsssfast.kernels import reference
 
 SIZES = [(1, 1, 1, 1), (1, 3, 7, 2), (2, 20, 196, 3), (1, 4, 129, 1), (2, 130, 11, 2), (1, 0, 5, 2)]
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from wsssfast.kernels import STAGES, reference
 
 ODD = [(1, 1, 1), (2, 3, 7), (1, 5, 12), (2, 2, 20)]  # B, C, N

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from support import folder_dataset, random_image, tiny_model
-from wsssfast.kernels import STAGES
 
 from wsssfast.compute import CamOptions, cams, stage_grids
 from wsssfast.data import open_dataset
 from wsssfast.errors import WsssError
 from wsssfast.export import export_cams
+from wsssfast.kernels import STAGES
 from wsssfast.models.checkpoint import save_model
 from wsssfast.shards import open_shards, verify_shards
 

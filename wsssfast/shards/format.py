@@ -71,7 +71,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def publish(path: Path, write: Callable[[Path], None]) -> None:
+def publish(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name, sync it, rename it, sync the folder.
 
     A reader sees the old file or the complete new one, also after a power cut.
@@ -95,7 +95,7 @@ def write_sidecar(folder: Path, sidecar: Sidecar) -> None:
     """Publish a sidecar: the last act of writing a shard."""
     body = {"format": f"wsssfast.{sidecar.kind}", "version": FORMAT_VERSION, **vars(sidecar)}
     body["checksum"] = hashlib.sha256(canonical(body).encode()).hexdigest()
-    publish(folder / f"{sidecar.stem}.json", lambda path: _write_text(path, canonical(body) + "\n"))
+    publish(folder / f"{sidecar.stem}.json", lambda path: path.write_text(canonical(body) + "\n"))
 
 
 def read_sidecar(path: Path) -> Sidecar:
@@ -169,7 +169,3 @@ def require_same_identity(found: dict[str, Any], wanted: dict[str, Any], folder:
 def _short(value: Any) -> str:
     text = canonical(value)
     return text if len(text) <= 28 else text[:20] + "…"
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="ascii")

@@ -92,6 +92,19 @@ class CamShards:
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
 
+    def require_stage(self, stage: str) -> None:
+        """Refuse a stage that is not stored.
+
+        Raises:
+            WsssError: it is none of `stages`.
+        """
+        if stage not in self.stages:
+            raise WsssError(
+                f"Expected a stage out of {', '.join(self.stages)} in {self.folder}, found "
+                f"{stage!r}.",
+                "Export it with --stage.",
+            )
+
     def grids(self, image_id: str, stage: str | None = None) -> Grids:
         """The stored patch-grid maps of an image.
 
@@ -103,12 +116,7 @@ class CamShards:
             WsssError: an unknown id or stage, or a damaged file.
         """
         stage = self.stages[-1] if stage is None else stage
-        if stage not in self.stages:
-            raise WsssError(
-                f"Expected a stage out of {', '.join(self.stages)} in {self.folder}, found "
-                f"{stage!r}.",
-                "Export it with --stage.",
-            )
+        self.require_stage(stage)
         if image_id not in self._place:
             raise WsssError(
                 f"Expected an image of the shards in {self.folder}, found {image_id!r}."

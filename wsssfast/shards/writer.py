@@ -98,7 +98,7 @@ def write_cam_shard(
     # HDF5 crashes when the disk is full as it closes a file: let it write to memory
     buffer = io.BytesIO()
     _write_h5(buffer, records, identity, epsilons)
-    publish(path, lambda partial: _write_bytes(partial, buffer))
+    publish(path, lambda partial: partial.write_bytes(buffer.getbuffer()))
     sidecar = Sidecar(
         kind="cams",
         index=index,
@@ -113,10 +113,6 @@ def write_cam_shard(
     )
     write_sidecar(folder, sidecar)
     return sidecar
-
-
-def _write_bytes(path: Path, buffer: io.BytesIO) -> None:
-    path.write_bytes(buffer.getbuffer())
 
 
 def _write_h5(
