@@ -23,7 +23,9 @@ from wsssfast.shards.format import (
     shard_stem,
     sidecars,
 )
-from wsssfast.shards.writer import NOT_FINITE, CamRecord, write_cam_shard
+from wsssfast.shards.writer import CamRecord, write_cam_shard
+
+_NO_CAM = "no CAM: "  # begins the reason of an image that was read but has none
 
 
 @dataclass
@@ -163,10 +165,10 @@ def _prepare(
 
 
 def _now_readable(dataset: Dataset, finished: Sidecar) -> bool:
-    """Whether any image that a shard lists as unreadable decodes by now."""
+    """Whether any image that could not be read for a shard decodes by now."""
     for image_id, reason in finished.failed.items():
         try:
-            if image_id in dataset.by_id and reason != NOT_FINITE:
+            if image_id in dataset.by_id and not reason.startswith(_NO_CAM):
                 dataset.load_image(dataset.by_id[image_id])
                 return True
         except BadFile:
@@ -211,14 +213,14 @@ def _compute_batch(
     try:
         grids = stage_grids(model, images, [item.labels for item in items], options)
     except BadFile as error:
-        return [], {item.id: str(error) for item in items}
+        return [], {item.id: f"{_NO_CAM}{error}" for item in items}
     records: list[CamRecord] = []
     failed: dict[str, str] = {}
     for item, image, stages in zip(items, images, grids, strict=True):
         try:
             records.append(CamRecord(item.id, (image.height, image.width), item.labels, stages))
         except BadFile as error:
-            failed[item.id] = str(error)
+            failed[item.id] = f"{_NO_CAM}{error}"
     return records, failed
 
 

@@ -215,6 +215,8 @@ def test_images_too_large_for_the_memory_are_listed_or_go_one_by_one(data, tmp_p
     monkeypatch.setattr(compute.os, "sysconf", lambda name: 100)
     summary = export_cams(tiny_model(), data, tmp_path / "small", ALL)
     assert len(summary.failed) == 4
+    again = export_cams(tiny_model(), data, tmp_path / "small", ALL)  # readable
+    assert (again.skipped_shards, again.failed) == (1, summary.failed)
     assert "64x24 pixels at scale 1.25 need more than half" in summary.failed["im3"]
 
 

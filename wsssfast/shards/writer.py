@@ -24,7 +24,6 @@ from wsssfast.shards.format import (
 Grid = NDArray[np.float32]
 _LEVELS = 65535  # a map's maximum; its values are whole steps of maximum / 65535
 _CHUNK = 1 << 16
-NOT_FINITE = "its CAM is not finite"
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class CamRecord:
     def __post_init__(self) -> None:
         for grids in self.grids.values():
             if not all(np.isfinite(grid).all() and (grid >= 0).all() for grid in grids):
-                raise BadFile(NOT_FINITE)
+                raise BadFile("its CAM is not finite")
 
 
 def quantise(values: Grid) -> tuple[NDArray[np.uint16], np.float32]:
