@@ -29,7 +29,7 @@ def convert(source: Path, target: str, out: Path, stage: str | None, classes: st
       wsssfast convert cams-npy --to shards --classes voc --out cams-again
     """  # fmt: skip
     from wsssfast.convert import from_npy, to_irn, to_npy
-    from wsssfast.shards import open_shards
+    from wsssfast.shards import CamShards
 
     if target == "shards":
         names = _class_names(classes)
@@ -39,7 +39,7 @@ def convert(source: Path, target: str, out: Path, stage: str | None, classes: st
         click.echo(f"{total - len(failed)} images in {out}")
         finish(failed)
         return
-    shards = open_shards(source)
+    shards = CamShards(source)
     with progress("convert", len(shards)) as advance:
         count = (to_npy if target == "npy" else to_irn)(shards, out, stage, advance)
     click.echo(f"{count} files in {out}")

@@ -22,10 +22,12 @@ def inspect(folder: Path, json_path: str | None) -> None:
       wsssfast inspect cams
     """
     from wsssfast.shards import open_shards
+    from wsssfast.shards.format import stored_bytes
 
     shards = open_shards(folder)
-    stored = sum(path.stat().st_size for path in folder.glob("cams-*-of-*"))
+    stored = stored_bytes(folder, shards.kind)
     found = {
+        "kind": shards.kind,
         "images": len(shards),
         "bytes": stored,
         "bytes_per_image": stored / max(1, len(shards)),

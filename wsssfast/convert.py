@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from wsssfast.data.dataset import require_safe_ids
 from wsssfast.data.safe_pickle import read_npy
 from wsssfast.errors import BadFile, WsssError, listing
-from wsssfast.shards.format import DEFAULT_SHARD_SIZE, require_same_identity, sidecars
+from wsssfast.shards.format import DEFAULT_SHARD_SIZE
 from wsssfast.shards.reader import CamShards
+from wsssfast.shards.resume import done_shards
 from wsssfast.shards.writer import CamRecord, write_cam_shard
 
 _STRIDE = 4  # of IRN's small maps
@@ -82,9 +83,7 @@ def from_npy(
         "shard_size": shard_size,
         "propagation": "unknown",
     }
-    out.mkdir(parents=True, exist_ok=True)
-    for sidecar in sidecars(out, "cams"):
-        require_same_identity(sidecar.identity, identity, out)
+    done_shards(out, "cams", identity)  # nothing is skipped: the files may have changed
     count = -(-len(paths) // shard_size)
     all_failed: dict[str, str] = {}
     for index in range(count):

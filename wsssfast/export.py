@@ -1,13 +1,9 @@
 """`export-cams`: run a classifier over a data set and leave CAM shards, resumably."""
 
-import platform
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from wsssfast.compute import CamOptions, identity, most_images, require_stages, stage_grids
@@ -16,35 +12,11 @@ from wsssfast.errors import BadFile, WsssError
 from wsssfast.loader import load_batches
 from wsssfast.models.checkpoint import weights_hash
 from wsssfast.models.classifier import ClassTokenViT
-from wsssfast.shards.format import (
-    DEFAULT_SHARD_SIZE,
-    Sidecar,
-    require_same_identity,
-    shard_stem,
-    sidecars,
-)
+from wsssfast.shards.format import DEFAULT_SHARD_SIZE, Sidecar, stored_bytes
+from wsssfast.shards.resume import ExportSummary, done_shards, telling_full_disk, versions
 from wsssfast.shards.writer import CamRecord, write_cam_shard
 
 _NO_CAM = "no CAM: "  # begins the reason of an image that was read but has none
-
-
-@dataclass
-class ExportSummary:
-    """What an export did.
-
-    Attributes:
-        images: how many the shards hold now.
-        skipped_shards: how many were done already.
-        written_shards: how many this run wrote.
-        bytes: size of all shards and sidecars.
-        failed: id -> reason of images that could not be read.
-    """
-
-    images: int = 0
-    skipped_shards: int = 0
-    written_shards: int = 0
-    bytes: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
 
 
 def export_cams(
@@ -88,35 +60,27 @@ def export_cams(
         dataset.class_names, weights_hash(model), options, dataset.fingerprint, shard_size
     )
     count = -(-len(dataset) // shard_size)
-    done = _prepare(out, who, resume=resume, overwrite=overwrite)
+    done = done_shards(out, "cams", who, resume=resume, overwrite=overwrite)
     depth = len(model.blocks)
     summary = ExportSummary()
     for index in range(count):
         items = dataset.items[index * shard_size : (index + 1) * shard_size]
         finished = done.get(index)
         if finished and not _now_readable(dataset, finished):
-            summary.skipped_shards += 1
+            summary.add(finished, written=False)
             progress(len(items))
-        else:
-            records, failed = _compute(
-                model, dataset, items, options, batch_size, decode_workers, progress
-            )
-            try:
-                finished = write_cam_shard(
-                    out, index, count, records, failed=failed, identity=who,
-                    epsilons={stage: options.epsilon(stage, depth) for stage in options.stages},
-                    config=_config(dataset, options, shard_size), versions=_versions(),
-                )  # fmt: skip
-            except OSError as error:
-                raise WsssError(
-                    f"Expected room and the right to write in {out}: {error.strerror or error}.",
-                    f"{summary.written_shards} shards of this run are complete; mend it and run "
-                    "the same command again.",
-                ) from error
-            summary.written_shards += 1
-        summary.images += len(finished.ids)
-        summary.failed.update(finished.failed)
-    summary.bytes = sum(path.stat().st_size for path in out.glob("cams-*"))
+            continue
+        records, failed = _compute(
+            model, dataset, items, options, batch_size, decode_workers, progress
+        )
+        with telling_full_disk(out, summary):
+            finished = write_cam_shard(
+                out, index, count, records, failed=failed, identity=who,
+                epsilons={stage: options.epsilon(stage, depth) for stage in options.stages},
+                config=_config(dataset, options, shard_size), versions=versions(),
+            )  # fmt: skip
+        summary.add(finished, written=True)
+    summary.bytes = stored_bytes(out, "cams")
     return summary
 
 
@@ -136,32 +100,6 @@ def require_classes(model: ClassTokenViT, dataset: Dataset) -> None:
             f"{len(theirs)} (the first that differs: {differ[0]!r} against {differ[1]!r}).",
             "Give the checkpoint that was trained for this data set.",
         )
-
-
-def _prepare(
-    out: Path, who: dict[str, Any], *, resume: bool, overwrite: bool
-) -> dict[int, Sidecar]:
-    """Shards of `out` that are done; the folder is made, emptied of shards, or refused."""
-    if out.exists() and not out.is_dir():
-        raise WsssError(f"Expected a folder for the shards, found a file at {out}.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WsssError(f"Expected to make the folder {out}: {error.strerror}.") from error
-    if overwrite:
-        for path in (*out.glob("cams-*-of-*"), *out.glob(".cams-*.partial")):
-            path.unlink()
-    if not resume and any(out.iterdir()):
-        raise WsssError(
-            f"Expected an empty or new folder with --no-resume, found files in {out}.",
-            "Leave the flag out to continue there, or discard with --overwrite.",
-        )
-    done = {}
-    for sidecar in sidecars(out, "cams"):
-        require_same_identity(sidecar.identity, who, out)
-        if (out / f"{shard_stem('cams', sidecar.index, sidecar.count)}.h5").is_file():
-            done[sidecar.index] = sidecar
-    return done
 
 
 def _now_readable(dataset: Dataset, finished: Sidecar) -> bool:
@@ -232,13 +170,4 @@ def _config(dataset: Dataset, options: CamOptions, shard_size: int) -> dict[str,
         "labels": f"image-level labels of the data set ({dataset.label_source})",
         "shard_size": shard_size,
         **options.to_json(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    names = ("wsssfast", "timm", "numpy", "h5py", "pillow")
-    return {
-        **{name: version(name) for name in names},
-        "torch": torch.__version__,
-        "python": platform.python_version(),
     }

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from support import folder_dataset, tiny_model
 
-from wsssfast.cli.main import COMMANDS, run
+from wsssfast.cli.main import COMMANDS
 from wsssfast.models.checkpoint import save_model
 
 HELP = [[name] for name in COMMANDS] + [
@@ -21,24 +21,8 @@ HELP = [[name] for name in COMMANDS] + [
     ["dataset", "stats"],
     ["dataset", "synth"],
     ["evaluate", "cams"],
+    ["evaluate", "labels"],
 ]
-
-
-@pytest.fixture
-def wsssfast(monkeypatch, capsys):
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["wsssfast", *map(str, words)])
-        code = 0
-        try:
-            run()
-        except SystemExit as stop:
-            code = stop.code or 0
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
-    return call
 
 
 @pytest.fixture

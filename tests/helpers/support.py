@@ -1,5 +1,7 @@
 """What several tests need: the shared data's place, a tiny classifier, tiny data sets."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +63,15 @@ def folder_dataset(root, sizes=((40, 32), (40, 32), (33, 47), (64, 24)), extensi
     (root / "labels.csv").write_text("\n".join(rows) + "\n")
     (root / "classes.txt").write_text("\n".join(names) + "\n")
     return root
+
+
+def run_with_little_room(most_bytes, words):
+    """`wsssfast WORDS` where no file may grow beyond a size, in place of a full disk."""
+    script = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)\n"
+        "from wsssfast.cli.main import run\n"
+        "run()"
+    )
+    command = [sys.executable, "-c", script, str(most_bytes), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,14 +1,12 @@
 """Export: what is stored, resuming, refusing to mix, bad files, and independence of batching."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import folder_dataset, random_image, tiny_model
+from support import folder_dataset, random_image, run_with_little_room, tiny_model
 
 from wsssfast.compute import CamOptions, cams, stage_grids
 from wsssfast.data import open_dataset
@@ -221,22 +219,15 @@ def test_images_too_large_for_the_memory_are_listed_or_go_one_by_one(data, tmp_p
 
 
 def test_a_full_disk_is_told_and_the_run_can_go_on(data, tmp_path):
-    """A limit on the size of files stands in for the full disk; HDF5 itself would crash."""
+    """HDF5 itself would crash."""
     save_model(tiny_model(), tmp_path / "m.safetensors")
-    script = (
-        "import resource, sys\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)\n"
-        "from wsssfast.cli.main import run\n"
-        "run()"
-    )
     out = tmp_path / "out"
     words = [
         "export-cams", "--dataset", "folder", "--data-root", tmp_path / "data", "--shard-size", 2,
         "--checkpoint", tmp_path / "m.safetensors", "--out", out,
     ]  # fmt: skip
     for limit, code in ((3000, 2), (10**7, 0)):
-        command = [sys.executable, "-c", script, str(limit), *map(str, words)]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = run_with_little_room(limit, words)
         assert found.returncode == code, found.stderr
         if code:
             assert found.stderr.startswith("Error: Expected room") and found.stderr.count("\n") == 1

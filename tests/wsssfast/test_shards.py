@@ -1,6 +1,5 @@
 """The store: quantisation, reading, checksums, and files that were tampered with."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -8,10 +7,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from tampering import flips, not_plain_data, replace, reseal, reseal_sidecar
 
 from wsssfast.errors import BadFile, WsssError
 from wsssfast.shards import CamRecord, open_shards, verify_shards, write_cam_shard
-from wsssfast.shards.format import canonical
 from wsssfast.shards.writer import quantise
 
 IDENTITY = {
@@ -155,95 +154,37 @@ def test_verify_passes_what_is_whole(folder):
 @pytest.mark.parametrize("extension", ["h5", "json"])
 def test_verify_finds_every_flipped_byte(folder, extension):
     path = folder / f"cams-00000-of-00002.{extension}"
-    whole = path.read_bytes()
-    step = max(1, len(whole) // 300)
-    for position in [*range(0, len(whole), step), len(whole) - 1]:
-        broken = bytearray(whole)
-        broken[position] ^= 1 << position % 8
-        path.write_bytes(broken)
+    for position in flips(path):
         assert verify_shards(folder).problems, position
-    path.write_bytes(whole)
     assert not verify_shards(folder).problems
 
 
-def reseal(folder, change):
-    """Rewrite shard 0 by `change(h5py.File)`, with fitting checksums, as an attacker would."""
-    path = folder / "cams-00000-of-00002.h5"
-    with h5py.File(path, "r+") as file:
-        change(file)
-    sidecar = json.loads(path.with_suffix(".json").read_text())
-    sidecar["file_bytes"] = path.stat().st_size
-    sidecar["file_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    del sidecar["checksum"]
-    sidecar["checksum"] = hashlib.sha256(canonical(sidecar).encode()).hexdigest()
-    path.with_suffix(".json").write_text(canonical(sidecar) + "\n")
-
-
-def replace(name, make):
-    def change(file):
-        del file[name]
-        make(file)
-
-    return change
-
-
-def external_storage(file):
-    file.create_dataset(
-        "labels", (2,), "uint8", external=[("/etc/hostname", 0, h5py.h5f.UNLIMITED)]
-    )
-
-
-def virtual(file):
-    layout = h5py.VirtualLayout((2,), "uint8")
-    layout[:] = h5py.VirtualSource("other.h5", "labels", (2,))
-    file.create_virtual_dataset("labels", layout)
-
-
-def huge(file):
-    file.create_dataset("labels", (1 << 40,), "uint8", chunks=(1 << 20,), compression="gzip")
-
-
-def set_offsets(file):
-    file["label_offsets"][:] = [0, 1 << 40, 1 << 41]
-
-
-TAMPERINGS = {
-    "external link": replace("labels", lambda f: f.__setitem__(
-        "labels", h5py.ExternalLink("other.h5", "/labels"))),
-    "soft link": replace("labels", lambda f: f.__setitem__("labels", h5py.SoftLink("/ids"))),
-    "external storage": replace("labels", external_storage),
-    "virtual data": replace("labels", virtual),
-    "declares more than it holds": replace("labels", huge),
-    "another filter": replace("labels", lambda f: f.create_dataset(
-        "labels", data=np.zeros(2, "uint8"), compression="lzf")),
-    "another type": replace("labels", lambda f: f.__setitem__("labels", np.zeros(2, "float64"))),
-    "a class beyond the last": lambda f: f["labels"].__setitem__(0, 200),
-    "offsets beyond the end": set_offsets,
-    "a group in place of data": replace("labels", lambda f: f.create_group("labels")),
-    "missing data": lambda f: f.__delitem__("labels"),
-    "other ids": lambda f: f["ids"].__setitem__(0, b"z"),
-    "values as a link": lambda f: (
-        f.__delitem__("stages/final"),
-        f.__setitem__("stages/final", h5py.ExternalLink("other.h5", "/stages/final"))),
-    "negative grid": lambda f: f["grid_size"].__setitem__((0, 0, 0), -3),
+TAMPERINGS = not_plain_data("labels") | {
+    "a class beyond the last": (lambda f: f["labels"].__setitem__(0, 200), "class 200 of 3"),
+    "offsets beyond the end": (
+        lambda f: f["label_offsets"].__setitem__(slice(None), [0, 1 << 40, 1 << 41]), "offsets"),
+    "offsets that turn back": (
+        lambda f: f["label_offsets"].__setitem__(slice(None), [0, 3, 2]), "offsets"),
+    "other ids": (lambda f: f["ids"].__setitem__(0, b"z"), "ids are not those"),
+    "values as a link": (
+        replace("stages/final", lambda f, n: f.__setitem__(n, h5py.ExternalLink("o.h5", "/v"))),
+        "ExternalLink"),
+    "negative grid": (lambda f: f["grid_size"].__setitem__((0, 0, 0), -3), "sizes"),
+    "an image of no pixels": (lambda f: f["image_size"].__setitem__((0, 0), 0), "pixels"),
+    "an image beyond all memory": (
+        lambda f: f["image_size"].__setitem__(0, [1 << 30, 1 << 30]), "pixels"),
+    "the file of another kind": (
+        lambda f: f.attrs.__setitem__("format", "wsssfast.labels"), "another kind"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TAMPERINGS)
 def test_tampered_files_are_refused_though_their_checksums_fit(folder, name):
-    reseal(folder, TAMPERINGS[name])
-    with pytest.raises(WsssError, match=r"Expected an HDF5 shard at .*cams-00000-of-00002\.h5"):
+    change, text = TAMPERINGS[name]
+    reseal(folder / "cams-00000-of-00002.h5", change)
+    with pytest.raises(WsssError, match=r"an HDF5 shard at .*cams-00000-of-00002\.h5: .*" + text):
         open_shards(folder).cam("a")
     assert verify_shards(folder).problems
-
-
-def reseal_sidecar(folder, change):
-    path = folder / "cams-00000-of-00002.json"
-    body = json.loads(path.read_text())
-    del body["checksum"]
-    body |= change
-    body["checksum"] = hashlib.sha256(canonical(body).encode()).hexdigest()
-    path.write_text(canonical(body) + "\n")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +193,7 @@ def reseal_sidecar(folder, change):
      {"version": 99}, {"kind": "labels"}, {"extra": 1}, {"failed": {"x": 3}}],
 )  # fmt: skip
 def test_sidecars_of_another_shape_are_refused(folder, change):
-    reseal_sidecar(folder, change)
+    reseal_sidecar(folder / "cams-00000-of-00002.json", change)
     with pytest.raises(WsssError):
         open_shards(folder)
     assert verify_shards(folder).problems

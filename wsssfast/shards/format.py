@@ -1,18 +1,23 @@
-"""Names, sidecars and safe publication of shards; the format itself is told in docs/shards.md."""
+"""Names and sidecars of shards; the format itself is told in docs/shards.md."""
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsssfast.errors import WsssError, listing
+from wsssfast.files import publish
 
 FORMAT_VERSION = 1  # readers read every version up to their own
 DEFAULT_SHARD_SIZE = 512
+# kind -> how messages call it, and the command that makes it
+KINDS = {
+    "cams": ("CAM shards", "wsssfast export-cams"),
+    "labels": ("label shards", "wsssfast export-labels"),
+}
 _NAME = re.compile(r"(?P<kind>cams|labels)-(?P<index>\d{5})-of-(?P<count>\d{5})\.json")
 
 _FIELDS: dict[str, type] = {
@@ -63,32 +68,6 @@ def shard_stem(kind: str, index: int, count: int) -> str:
 def canonical(value: Any) -> str:
     """The one JSON text of a value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-
-
-def sha256_of(path: Path) -> str:
-    """Checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def publish(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name, sync it, rename it, sync the folder.
-
-    A reader sees the old file or the complete new one, also after a power cut.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def write_sidecar(folder: Path, sidecar: Sidecar) -> None:
@@ -146,6 +125,31 @@ def sidecars(folder: Path, kind: str) -> Iterator[Sidecar]:
     for path in sorted(folder.glob(f"{kind}-*-of-*.json")):
         if _NAME.fullmatch(path.name):
             yield read_sidecar(path)
+
+
+def kinds_in(folder: Path) -> list[str]:
+    """The kinds of which a folder holds sidecars, whole or damaged."""
+    return [kind for kind in KINDS if any(folder.glob(f"{kind}-*-of-*.json"))]
+
+
+def kind_of(folder: Path) -> str:
+    """`cams` or `labels`: the one kind of shards that a folder holds.
+
+    Raises:
+        WsssError: no such folder, no shards in it, or shards of both kinds.
+    """
+    if not folder.is_dir():
+        raise WsssError(f"Expected a folder of shards at {folder}, found none.")
+    found = kinds_in(folder)
+    if len(found) != 1:
+        names = " and ".join(KINDS[kind][0] for kind in found)
+        raise WsssError(f"Expected shards of one kind in {folder}, found {names or 'none'}.")
+    return found[0]
+
+
+def stored_bytes(folder: Path, kind: str) -> int:
+    """Size of all shards of a kind and their sidecars."""
+    return sum(path.stat().st_size for path in folder.glob(f"{kind}-*-of-*"))
 
 
 def require_same_identity(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:

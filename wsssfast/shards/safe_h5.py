@@ -1,9 +1,10 @@
-"""Open an HDF5 file of unknown origin: only plain data that the file itself holds.
+"""Read an HDF5 file of unknown origin: only plain data that the file itself holds.
 
 HDF5 can point out of a file (external links, external storage, virtual data sets) and declare more
 than it holds. Each is refused before anything is read.
 """
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,21 +17,29 @@ from wsssfast.errors import WsssError
 
 _DEFLATE = h5py.h5z.FILTER_DEFLATE
 _FILTERS = {_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}  # in every HDF5 build
-_MOST_DEFLATE = 1040  # deflate cannot shrink by more
+MOST_DEFLATE = 1040  # deflate cannot shrink by more
 Array = np.ndarray[Any, np.dtype[Any]]
+Shape = tuple[int | None, ...]
+_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, zlib.error)
 
 
 @contextmanager
 def open_h5(path: Path) -> Iterator[h5py.File]:
-    """Open for reading; whatever HDF5 raises inside becomes one clear error.
+    """Open for reading; whatever is raised inside becomes one clear error, as in `shard_errors`."""
+    with shard_errors(path), h5py.File(path, "r", locking=False) as file:
+        yield file
+
+
+@contextmanager
+def shard_errors(path: Path) -> Iterator[None]:
+    """Whatever goes wrong inside with reading a shard's file becomes one clear error.
 
     Raises:
         WsssError: not an HDF5 file, or one that is damaged or refused.
     """
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
+        yield
+    except _ERRORS as error:
         reason = "file not found" if isinstance(error, FileNotFoundError) else error
         raise WsssError(
             f"Expected an HDF5 shard at {path}: {str(reason)[:200]}.",
@@ -38,17 +47,18 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
         ) from error
 
 
-def get_dataset(file: h5py.File, name: str, dtype: str, ndim: int) -> h5py.Dataset:
+def get_dataset(file: h5py.File, name: str, dtype: str, shape: Shape) -> h5py.Dataset:
     """A data set of the file by its path, refused if it is anything but plain stored data.
 
     Args:
         file: from `open_h5`.
         name: path such as stages/final/values.
         dtype: numpy type string, or "S" for fixed-length bytes of any length.
-        ndim: number of dimensions.
+        shape: that it must have; None stands for any length.
 
     Raises:
-        ValueError: absent, a link, virtual, external, oddly filtered, or larger than the file.
+        ValueError: absent, a link, virtual, external, oddly filtered, of another type or shape, or
+            larger than the file.
     """
     where: h5py.Group = file
     for part in name.split("/"):
@@ -64,22 +74,25 @@ def get_dataset(file: h5py.File, name: str, dtype: str, ndim: int) -> h5py.Datas
     if data.is_virtual or data.external:
         raise ValueError(f"{name} keeps its data outside the file")
     plain = data.dtype.kind == "S" if dtype == "S" else data.dtype == np.dtype(dtype)
-    if not plain or data.ndim != ndim:
-        raise ValueError(f"{name} has type {data.dtype} and {data.ndim} dimensions")
+    fits = data.ndim == len(shape) and all(
+        wanted in (None, found) for wanted, found in zip(shape, data.shape, strict=True)
+    )
+    if not plain or not fits:
+        raise ValueError(f"{name} has type {data.dtype} and shape {data.shape}")
     made = data.id.get_create_plist()
     filters = {made.get_filter(n)[0] for n in range(made.get_nfilters())}
     if not filters <= _FILTERS:
         raise ValueError(f"{name} uses the filter {min(filters - _FILTERS)}")
     stored = data.id.get_storage_size()
-    room = min(stored, data.file.id.get_filesize()) * (_MOST_DEFLATE if _DEFLATE in filters else 1)
+    room = min(stored, data.file.id.get_filesize()) * (MOST_DEFLATE if _DEFLATE in filters else 1)
     if data.size * data.dtype.itemsize > room:
         raise ValueError(f"{name} declares {data.shape}, more than the file holds")
     return data
 
 
-def read_array(file: h5py.File, name: str, dtype: str, ndim: int) -> Array:
+def read_array(file: h5py.File, name: str, dtype: str, shape: Shape) -> Array:
     """All of a data set; refusals as in `get_dataset`."""
-    values: Array = get_dataset(file, name, dtype, ndim)[()]
+    values: Array = get_dataset(file, name, dtype, shape)[()]
     return values
 
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsssfast.errors import WsssError
-from wsssfast.shards.format import Sidecar, read_sidecar, sha256_of, sidecars
-from wsssfast.shards.reader import CamShards
+from wsssfast.files import sha256_of
+from wsssfast.shards.format import Sidecar, kind_of, read_sidecar, shard_stem
+from wsssfast.shards.reader import open_shards
 
 
 @dataclass
@@ -31,16 +32,12 @@ def verify_shards(folder: Path) -> Verdict:
     """Read every byte of every shard in a folder; any flipped one is found.
 
     Raises:
-        WsssError: no such folder, or no shards in it.
+        WsssError: no such folder, no shards in it, or shards of both kinds.
     """
-    if not folder.is_dir():
-        raise WsssError(f"Expected a folder of shards at {folder}, found none.")
+    kind = kind_of(folder)
     verdict = Verdict()
     good: list[Sidecar] = []
-    paths = sorted(folder.glob("cams-*-of-*.json"))
-    if not paths:
-        raise WsssError(f"Expected shards in {folder}, found none.")
-    for path in paths:
+    for path in sorted(folder.glob(f"{kind}-*-of-*.json")):
         try:
             sidecar = read_sidecar(path)
         except WsssError as error:
@@ -60,7 +57,7 @@ def verify_shards(folder: Path) -> Verdict:
     elif good:
         done = {s.index for s in good}
         absent = sorted(set(range(good[0].count)) - done)
-        verdict.missing = [f"cams-{i:05d}-of-{good[0].count:05d}" for i in absent]
+        verdict.missing = [shard_stem(kind, i, good[0].count) for i in absent]
         seen: set[str] = set()
         for sidecar in good:
             doubled = seen & set(sidecar.ids)
@@ -86,11 +83,11 @@ def _check_file(path: Path, sidecar: Sidecar) -> str:
 def _check_structure(folder: Path) -> list[str]:
     """Open the first image of each shard as a reader would."""
     problems = []
-    shards = CamShards(folder)
-    for sidecar in sidecars(folder, "cams"):
+    shards = open_shards(folder)
+    for sidecar in shards.sidecars.values():
         try:
-            for stage in shards.stages if sidecar.ids else ():
-                shards.grids(sidecar.ids[0], stage)
+            for image_id in sidecar.ids[:1]:
+                shards.check(image_id)
         except WsssError as error:
             problems.append(error.message)
     return problems

@@ -1,0 +1,166 @@
+"""`export-labels`, `evaluate labels`, and both kinds of shards in the other commands."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import folder_dataset, run_with_little_room
+
+from wsssfast.shards import CamRecord, LabelShards, write_cam_shard
+
+IDENTITY = {"class_names": ["cat", "dog", "cow"], "stages": ["original", "final"], "scales": [1.0]}
+SIZES = ((40, 32), (33, 47), (64, 24), (1, 1))  # (width, height) of im0 to im3
+
+
+def write_cams(folder, index, numbers, failed=None):
+    folder.mkdir(exist_ok=True)
+    records = []
+    for n in numbers:
+        rng = np.random.RandomState(n)
+        grids = {stage: [rng.rand(1, 4, 5).astype(np.float32)] for stage in IDENTITY["stages"]}
+        records.append(CamRecord(f"im{n}", SIZES[n][::-1], (n % 3,), grids))
+    write_cam_shard(
+        folder, index, 2, records, failed=failed or {}, identity=IDENTITY,
+        epsilons={"original": 1e-8, "final": 1e-8}, config={}, versions={},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def cams(tmp_path):
+    write_cams(tmp_path / "cams", 0, [0, 1])
+    write_cams(tmp_path / "cams", 1, [2, 3])
+    return tmp_path / "cams"
+
+
+@pytest.fixture
+def data(tmp_path):
+    return ["--dataset", "folder", "--data-root", folder_dataset(tmp_path / "data", SIZES)]
+
+
+def test_labels_by_command_line(wsssfast, cams, data, tmp_path):
+    out = tmp_path / "labels"
+    code, text, err = wsssfast("export-labels", "--cams", cams, "--out", out, "--background", 0.4)
+    assert (code, "4 masks" in text, "from the stage final" in text) == (0, True, True), err
+    assert LabelShards(out).identity["stage"] == "final"
+    code, text, _ = wsssfast("inspect", out, "--json", "-")
+    found = json.loads(text)
+    assert (code, found["kind"], found["images"]) == (0, "labels", 4)
+    assert found["bytes"] == sum(path.stat().st_size for path in out.iterdir())
+    assert "labels" in wsssfast("inspect", out)[1]
+    assert wsssfast("verify", out)[0] == 0
+    code, text, _ = wsssfast("evaluate", "labels", out, *data, "--json", "-")
+    result = json.loads(text)
+    assert code == 0
+    assert {"miou", "per_class", "fp", "fn", "coverage", "absent_classes"} <= result.keys()
+    assert (result["images"], result["coverage"], result["ignored"]) == (4, 1.0, "background")
+    _, text, _ = wsssfast("evaluate", "cams", cams, *data, "--stage", "final", "--json", "-")
+    assert dict(map(tuple, json.loads(text)["curve"]))[0.4] == result["miou"]
+    code, text, _ = wsssfast("evaluate", "labels", out, *data)
+    assert (code, f"{100 * result['miou']:.2f}" in text, "IoU per class" in text) == (0, True, True)
+
+
+def test_two_thresholds_and_what_is_ignored(wsssfast, cams, data, tmp_path):
+    out, config = tmp_path / "labels", tmp_path / "c.toml"
+    config.write_text('background = [0.3, 0.6]\nstage = "original"\n')
+    words = ["export-labels", "--cams", cams, "--out", out]
+    code, _, err = wsssfast(*words, "--config", config, "--json", tmp_path / "s.json")
+    assert code == 0, err
+    assert LabelShards(out).identity["background"] == [0.3, 0.6]
+    assert LabelShards(out).identity["stage"] == "original"
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert (summary["images"], summary["missing_shards"], summary["failed"]) == (4, [], {})
+    mious = []
+    for ignored in ("background", "skip"):
+        code, text, _ = wsssfast(
+            "evaluate", "labels", out, *data, "--ignored", ignored, "--json", "-"
+        )
+        result = json.loads(text)
+        assert (code, result["ignored"], 0 < result["coverage"] < 1) == (0, ignored, True)
+        mious.append(result["miou"])
+    assert mious[0] != mious[1]
+    code, _, err = wsssfast(*words, "--background", "0.5")
+    assert (code, "background (there [0.3,0.6], now [0.5])" in err) == (2, True)
+    code, _, err = wsssfast(*words, "--background", "0.5", "--no-resume")
+    assert (code, "--no-resume" in err) == (2, True)
+    assert wsssfast(*words, "--background", "0.5", "--overwrite")[0] == 0
+    code, text, _ = wsssfast(*words, "--background", "0.50", "--stage", "final")
+    assert (code, "2 were done" in text) == (0, True)
+
+
+def test_missing_cam_shards_and_images_without_cam_are_told(wsssfast, cams, data, tmp_path):
+    (cams / "cams-00000-of-00002.json").unlink()
+    out = tmp_path / "labels"
+    words = ["export-labels", "--cams", cams, "--out", out, "--background", "0.4"]
+    code, text, err = wsssfast(*words)
+    assert (code, "2 masks" in text) == (3, True)
+    assert err.splitlines() == [
+        f"Left out, as they are missing in {cams}: cams-00000-of-00002. Run export-cams again, "
+        "then this command."
+    ]
+    code, _, err = wsssfast("evaluate", "labels", out, *data)
+    assert (code, "Only 2 of the split's 4 images" in err, "1 shards" in err) == (0, True, True)
+    assert wsssfast("verify", out)[0] == 2
+    write_cams(cams, 0, [0], {"im1": "truncated"})
+    code, text, err = wsssfast(*words)
+    assert (code, "3 masks" in text, "unreadable: im1: truncated" in err) == (3, True, True)
+    assert wsssfast("verify", out)[0] == 3
+
+
+def test_each_kind_is_refused_where_the_other_is_needed(wsssfast, cams, data, tmp_path):
+    out = tmp_path / "labels"
+    assert wsssfast("export-labels", "--cams", cams, "--out", out, "--background", "0.4")[0] == 0
+    for words, text in (
+        (["evaluate", "cams", out, *data], "Expected CAM shards in"),
+        (["convert", out, "--to", "npy", "--out", tmp_path / "n"], "found label shards"),
+        (["export-labels", "--cams", out, "--out", tmp_path / "n", "--background", "0.4"],
+         "Expected CAM shards in"),
+        (["evaluate", "labels", cams, *data], "found CAM shards. Make them with `wsssfast export-"),
+        (["export-labels", "--cams", cams, "--out", cams, "--background", "0.4"],
+         "label shards alone"),
+    ):  # fmt: skip
+        code, shown, err = wsssfast(*words)
+        assert (code, text in err, err.count("\n"), shown) == (2, True, 1, ""), err
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "`wsssfast evaluate cams` tells the best T"),
+        (["--background", "low"], "numbers separated by commas"),
+        (["--background", "0.6,0.4"], "the lower first, found 0.6,0.4"),
+        (["--background", "0.4", "--stage", "modulated"], "a stage out of original, final"),
+        (["--background", "0.4", "--refine", "magic"], "'magic' is not"),
+        (["--background", "0.4", "--json", "no/where.json"], "no writable folder"),
+    ],
+)
+def test_wrong_calls_get_one_line(wsssfast, cams, tmp_path, words, text):
+    code, _, err = wsssfast("export-labels", "--cams", cams, "--out", tmp_path / "labels", *words)
+    assert (code, text in err, err.count("\n")) == (2, True, 1), err
+    assert not (tmp_path / "labels").exists()
+
+
+def test_a_flipped_byte_is_found_and_a_mask_of_another_size_named(wsssfast, cams, data, tmp_path):
+    out = tmp_path / "labels"
+    assert wsssfast("export-labels", "--cams", cams, "--out", out, "--background", "0.4")[0] == 0
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(data[-1] / "masks" / "im2.png")
+    code, _, err = wsssfast("evaluate", "labels", out, *data)
+    assert (code, "im2: " in err, "found [5, 5]" in err) == (2, True, True)
+    path = out / "labels-00001-of-00002.h5"
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1
+    path.write_bytes(whole)
+    code, _, err = wsssfast("verify", out)
+    assert (code, "labels-00001-of-00002.h5: its contents were changed" in err) == (2, True)
+
+
+def test_a_full_disk_is_told_and_the_run_can_go_on(cams, tmp_path):
+    out = tmp_path / "labels"
+    words = ["export-labels", "--cams", cams, "--out", out, "--background", "0.4"]
+    for limit, code in ((1000, 2), (10**7, 0)):
+        found = run_with_little_room(limit, words)
+        assert found.returncode == code, found.stderr
+        if code:
+            assert found.stderr.startswith("Error: Expected room") and found.stderr.count("\n") == 1
+            assert list(out.iterdir()) == []
+    assert len(LabelShards(out)) == 4

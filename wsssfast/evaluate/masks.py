@@ -1,0 +1,85 @@
+"""The true masks that shards are scored against."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from wsssfast.data.dataset import Dataset, Mask
+from wsssfast.errors import BadFile, WsssError, listing
+from wsssfast.shards.shard_set import ShardSet
+
+
+class Masks:
+    """The true masks of the images of shards: iterates over (id, mask uint8 [H, W]).
+
+    Args:
+        shards: of either kind.
+        dataset: whose masks; must hold every image of the shards.
+        progress: called with 1 for each image.
+
+    Attributes:
+        failed: id -> reason of images that could not be exported or have no readable mask.
+
+    Raises:
+        WsssError: shards of another data set, or, after the last image, no masks at all.
+    """
+
+    def __init__(
+        self, shards: ShardSet[Any], dataset: Dataset, progress: Callable[[int], None]
+    ) -> None:
+        if shards.class_names != dataset.class_names:
+            raise WsssError(
+                f"Expected shards of the data set's {len(dataset.class_names)} classes, found "
+                f"{len(shards.class_names)} others in {shards.folder}.",
+                "Name the data set that the shards were exported from.",
+            )
+        unknown = [i for i in shards.ids if i not in dataset.by_id]
+        if unknown:
+            raise WsssError(
+                f"Expected shards of images of this data set, found {listing(unknown)}.",
+                "Give the --data-root and --split that the shards were exported from.",
+            )
+        self._shards, self._dataset, self._progress = shards, dataset, progress
+        self.failed = dict(shards.failed)
+        self._found = self._without = 0
+
+    def __iter__(self) -> Iterator[tuple[str, Mask]]:
+        for image_id in self._shards:
+            try:
+                mask = self._dataset.load_mask(self._dataset.by_id[image_id])
+            except BadFile as error:
+                self.failed[image_id] = f"mask: {error}"
+            else:
+                if mask is None:
+                    self._without += 1
+                else:
+                    self._found += 1
+                    yield image_id, mask
+            self._progress(1)
+        if not self._found:
+            raise WsssError(
+                f"Expected masks to score against, found none for {len(self._shards)} images.",
+                "Scoring needs a data set with masks.",
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """What was scored and what was not, as JSON-ready values."""
+        return {
+            "images": self._found,
+            "images_without_mask": self._without,
+            "images_of_split": len(self._dataset),
+            "missing_shards": self._shards.missing_shards,
+        }
+
+
+@contextmanager
+def naming(image_id: str) -> Iterator[None]:
+    """Put the image's id before what is wrong with its mask.
+
+    Raises:
+        WsssError: as inside.
+    """
+    try:
+        yield
+    except WsssError as error:
+        raise WsssError(f"{image_id}: {error.message}", "Mend the mask.") from error

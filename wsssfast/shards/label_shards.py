@@ -1,0 +1,145 @@
+"""Label shards: a mask of each image, compressed on its own."""
+
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+from weakref import finalize
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from wsssfast.data.dataset import IGNORE, Mask
+from wsssfast.shards.format import Sidecar
+from wsssfast.shards.safe_h5 import MOST_DEFLATE, get_dataset, read_array, shard_errors
+from wsssfast.shards.shard_file import About, Shard, ends, lengths, pixels, write_shard
+from wsssfast.shards.shard_set import ShardSet
+
+
+@dataclass(frozen=True)
+class LabelRecord:
+    """The mask of one image.
+
+    Attributes:
+        id: of the image.
+        image_size: (height, width) in pixels.
+        labels: image-level labels, sorted, 0-based.
+        packed: the mask's bytes, row by row, as one zlib stream.
+    """
+
+    id: str
+    image_size: tuple[int, int]
+    labels: tuple[int, ...]
+    packed: bytes
+
+    @classmethod
+    def of(cls, image_id: str, labels: Sequence[int], mask: Mask) -> "LabelRecord":
+        """The record of a mask: uint8 [H, W] with 0 background, class + 1, 255 ignore."""
+        height, width = mask.shape
+        return cls(image_id, (height, width), tuple(labels), zlib.compress(mask.tobytes()))
+
+
+def write_label_shard(
+    folder: Path,
+    index: int,
+    count: int,
+    records: Sequence[LabelRecord],
+    **about: Unpack[About],
+) -> Sidecar:
+    """Write one label shard and then its sidecar, as `write_shard` tells.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    return write_shard(folder, "labels", index, count, records, _add_masks, **about)
+
+
+def _add_masks(file: h5py.File, records: Sequence[LabelRecord]) -> None:
+    file["offsets"] = ends([len(record.packed) for record in records])
+    file["data"] = np.frombuffer(b"".join(record.packed for record in records), np.uint8)
+
+
+class _OpenFile:
+    """A file to read from at any place, in any thread and forked process; closed when dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+        finalize(self, os.close, self._descriptor)
+
+    def read(self, start: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, start)
+
+
+@dataclass(frozen=True)
+class LabelShard(Shard):
+    """One label shard.
+
+    Attributes:
+        offsets: int64 [n + 1], where in the file the bytes of each mask begin and end.
+        content: of the file; HDF5 would be ten times slower and hold a lock for all threads.
+    """
+
+    offsets: NDArray[np.int64]
+    content: _OpenFile
+
+
+class LabelShards(ShardSet[LabelShard]):
+    """A set of label shards, read by image id."""
+
+    kind = "labels"
+
+    def mask(self, image_id: str) -> Mask:
+        """The mask of an image.
+
+        Returns:
+            uint8 [H, W]: 0 background, class + 1, 255 ignore.
+
+        Raises:
+            WsssError: an unknown id or a damaged file.
+        """
+        shard, n = self._find(image_id)
+        start, end = shard.offsets[n : n + 2].tolist()
+        with shard_errors(shard.path):
+            packed = shard.content.read(start, end - start)
+            mask = _unpack(packed, shard.size_of(n))
+            if ((mask > len(self.class_names)) & (mask != IGNORE)).any():
+                raise ValueError(f"the mask of {image_id} has values that are no class")
+        return mask
+
+    def check(self, image_id: str) -> None:
+        """Read the mask of an image.
+
+        Raises:
+            WsssError: an unknown id or a damaged file.
+        """
+        self.mask(image_id)
+
+    def _knows(self, identity: dict[str, Any]) -> bool:
+        return super()._knows(identity) and len(identity["class_names"]) < IGNORE
+
+    def _read(self, file: h5py.File, shard: Shard) -> LabelShard:
+        data = get_dataset(file, "data", "uint8", (None,))
+        offsets = read_array(file, "offsets", "int64", (len(shard.image_size) + 1,))
+        if (pixels(shard) > MOST_DEFLATE * lengths(offsets, len(data))).any():
+            raise ValueError("its masks are too short for its images")
+        begin = data.id.get_offset() if len(data) else 0
+        if begin is None:
+            raise ValueError("data is not stored in one piece")
+        return LabelShard(**vars(shard), offsets=offsets + begin, content=_OpenFile(shard.path))
+
+
+def _unpack(packed: bytes, size: tuple[int, int]) -> Mask:
+    """The mask [H, W] of a zlib stream that must hold just that, which is all that is unpacked.
+
+    Raises:
+        ValueError: it holds more or less.
+        zlib.error: no zlib stream.
+    """
+    stream = zlib.decompressobj()
+    flat = stream.decompress(packed, size[0] * size[1] + 1)
+    if len(flat) != size[0] * size[1] or not stream.eof or stream.unused_data:
+        raise ValueError(f"a mask is not of {size[0]} x {size[1]} pixels")
+    return np.frombuffer(flat, np.uint8).reshape(size).copy()

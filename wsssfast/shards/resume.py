@@ -1,0 +1,118 @@
+"""What every export into shards shares: a folder continued or refused, and what was done."""
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wsssfast.errors import WsssError
+from wsssfast.shards.format import KINDS, Sidecar, kinds_in, require_same_identity, sidecars
+
+
+@dataclass
+class ExportSummary:
+    """What an export did.
+
+    Attributes:
+        images: how many the shards hold now.
+        skipped_shards: how many were done already.
+        written_shards: how many this run wrote.
+        bytes: size of all shards and sidecars.
+        failed: id -> reason of images that could not be done.
+    """
+
+    images: int = 0
+    skipped_shards: int = 0
+    written_shards: int = 0
+    bytes: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def add(self, shard: Sidecar, *, written: bool) -> None:
+        """Count a shard that this run wrote or found done."""
+        self.written_shards += written
+        self.skipped_shards += not written
+        self.images += len(shard.ids)
+        self.failed.update(shard.failed)
+
+
+def done_shards(
+    out: Path,
+    kind: str,
+    identity: dict[str, Any],
+    *,
+    resume: bool = True,
+    overwrite: bool = False,
+) -> dict[int, Sidecar]:
+    """The shards of a folder that are done; the folder is made, emptied of shards, or refused.
+
+    Args:
+        out: folder of the shards; made where absent.
+        kind: "cams" or "labels".
+        identity: of the shards to come.
+        resume: whether a folder that holds shards of this identity is continued.
+        overwrite: discard the shards of this kind in `out` first.
+
+    Returns:
+        Number of each shard that is done -> its sidecar.
+
+    Raises:
+        WsssError: `out` is no folder, holds another identity or kind, or is not to be continued.
+    """
+    if out.exists() and not out.is_dir():
+        raise WsssError(f"Expected a folder for the shards, found a file at {out}.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WsssError(f"Expected to make the folder {out}: {error.strerror}.") from error
+    others = " and ".join(KINDS[found][0] for found in kinds_in(out) if found != kind)
+    if others:
+        raise WsssError(
+            f"Expected a folder for {KINDS[kind][0]} alone, found {others} in {out}.",
+            "Choose another --out.",
+        )
+    if overwrite:
+        for path in (*out.glob(f"{kind}-*-of-*"), *out.glob(f".{kind}-*.partial")):
+            path.unlink()
+    if not resume and any(out.iterdir()):
+        raise WsssError(
+            f"Expected an empty or new folder with --no-resume, found files in {out}.",
+            "Leave the flag out to continue there, or discard with --overwrite.",
+        )
+    done = {}
+    for sidecar in sidecars(out, kind):
+        require_same_identity(sidecar.identity, identity, out)
+        if (out / f"{sidecar.stem}.h5").is_file():
+            done[sidecar.index] = sidecar
+    return done
+
+
+@contextmanager
+def telling_full_disk(out: Path, summary: ExportSummary) -> Iterator[None]:
+    """Turn what the system says of a full disk or a missing right into one clear error.
+
+    Raises:
+        WsssError: whatever inside could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WsssError(
+            f"Expected room and the right to write in {out}: {error.strerror or error}.",
+            f"{summary.written_shards} shards of this run are complete; mend it and run the same "
+            "command again.",
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that bear on the numbers, for the record."""
+    names = ("wsssfast", "timm", "numpy", "h5py", "pillow")
+    return {
+        **{name: version(name) for name in names},
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

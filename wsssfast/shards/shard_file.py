@@ -1,0 +1,194 @@
+"""What the HDF5 files of both kinds have: ids, image sizes, image-level labels (docs/shards.md)."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from wsssfast.files import publish, sha256_of
+from wsssfast.shards.format import (
+    FORMAT_VERSION,
+    Sidecar,
+    canonical,
+    shard_stem,
+    write_sidecar,
+)
+from wsssfast.shards.safe_h5 import get_text, read_array
+
+_MOST_PIXELS = 1 << 28  # of an image; PIL itself refuses to decode more than 179 million
+
+
+class Record(Protocol):
+    """What is stored of an image, whatever else a kind of shards adds to it."""
+
+    @property
+    def id(self) -> str:
+        """Of the image."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Image-level labels: 0-based classes, sorted."""
+
+
+R = TypeVar("R", bound=Record)
+
+
+class About(TypedDict):
+    """What a sidecar says of a shard beside its ids and checksums.
+
+    Attributes:
+        failed: id -> reason of the images that are missing.
+        identity: configuration identity of the set; holds `class_names`.
+        config: resolved options, for the record.
+        versions: of packages.
+    """
+
+    failed: dict[str, str]
+    identity: dict[str, Any]
+    config: dict[str, Any]
+    versions: dict[str, str]
+
+
+def write_shard(
+    folder: Path,
+    kind: str,
+    index: int,
+    count: int,
+    records: Sequence[R],
+    add: Callable[[h5py.File, Sequence[R]], None],
+    **about: Unpack[About],
+) -> Sidecar:
+    """Write one shard and then its sidecar; both appear complete or not at all.
+
+    Args:
+        folder: an existing folder.
+        kind: "cams" or "labels".
+        index: of the shard, from 0.
+        count: of all shards.
+        records: in the order to be stored.
+        add: adds to the file what only this kind has.
+        **about: as `About` tells.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    path = folder / f"{shard_stem(kind, index, count)}.h5"
+    path.with_suffix(".json").unlink(missing_ok=True)  # what it says is done no longer
+    # HDF5 crashes when the disk is full as it closes a file: let it write to memory
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.attrs["format"] = f"wsssfast.{kind}"
+        file.attrs["version"] = FORMAT_VERSION
+        file.attrs["identity"] = canonical(about["identity"])
+        names = [record.id.encode() for record in records]
+        file["ids"] = np.array(names, dtype=f"S{max(map(len, names), default=1)}")
+        sizes = [record.image_size for record in records]
+        file["image_size"] = np.array(sizes, dtype=np.int32).reshape(-1, 2)
+        file["label_offsets"] = ends([len(record.labels) for record in records])
+        file["labels"] = np.array([c for r in records for c in r.labels], dtype=np.uint8)
+        add(file, records)
+    publish(path, lambda partial: partial.write_bytes(buffer.getbuffer()))
+    sidecar = Sidecar(
+        kind=kind,
+        index=index,
+        count=count,
+        ids=tuple(record.id for record in records),
+        failed=dict(sorted(about["failed"].items())),
+        identity=about["identity"],
+        config=about["config"],
+        versions=about["versions"],
+        file_bytes=path.stat().st_size,
+        file_sha256=sha256_of(path),
+    )
+    write_sidecar(folder, sidecar)
+    return sidecar
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The small arrays of one HDF5 file.
+
+    Attributes:
+        path: of the file.
+        image_size: int32 [n, 2], height and width of each image.
+        label_offsets: int64 [n + 1], where the labels of each image begin and end.
+        labels: uint8 [L], 0-based classes.
+    """
+
+    path: Path
+    image_size: NDArray[np.int32]
+    label_offsets: NDArray[np.int64]
+    labels: NDArray[np.uint8]
+
+    def size_of(self, n: int) -> tuple[int, int]:
+        """(height, width) of the n-th image."""
+        height, width = self.image_size[n].tolist()
+        return height, width
+
+    def labels_of(self, n: int) -> NDArray[np.int64]:
+        """int64 [K], sorted 0-based classes of the n-th image."""
+        found = self.labels[self.label_offsets[n] : self.label_offsets[n + 1]]
+        return found.astype(np.int64)
+
+
+def read_shard(path: Path, file: h5py.File, sidecar: Sidecar, classes: int) -> Shard:
+    """Read the small arrays of a file, checked against each other and the sidecar.
+
+    Args:
+        path: of the HDF5 file.
+        file: which it is, open.
+        sidecar: of that file.
+        classes: C, how many there are.
+
+    Raises:
+        ValueError: anything that does not fit.
+    """
+    if get_text(file, "format") != f"wsssfast.{sidecar.kind}":
+        raise ValueError("it is of another kind than its sidecar")
+    n = len(sidecar.ids)
+    names = read_array(file, "ids", "S", (n,))
+    if [name.decode() for name in names.tolist()] != list(sidecar.ids):
+        raise ValueError("its ids are not those of the sidecar")
+    shard = Shard(
+        path,
+        read_array(file, "image_size", "int32", (n, 2)),
+        read_array(file, "label_offsets", "int64", (n + 1,)),
+        read_array(file, "labels", "uint8", (None,)),
+    )
+    if (shard.image_size <= 0).any() or (pixels(shard) > _MOST_PIXELS).any():
+        raise ValueError(f"its images do not have 1 to {_MOST_PIXELS} pixels")
+    lengths(shard.label_offsets, len(shard.labels))
+    if shard.labels.max(initial=0) >= classes:
+        raise ValueError(f"it has the class {shard.labels.max()} of {classes}")
+    return shard
+
+
+def pixels(shard: Shard) -> NDArray[np.int64]:
+    """How many pixels each image has: int64 [n]."""
+    found: NDArray[np.int64] = shard.image_size.astype(np.int64).prod(-1)
+    return found
+
+
+def ends(amounts: Sequence[int]) -> NDArray[np.int64]:
+    """Offsets int64 [n + 1] of n runs that lie end to end."""
+    return np.cumsum([0, *amounts], dtype=np.int64)
+
+
+def lengths(offsets: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """Lengths int64 [n] of the n runs between offsets, which must lie end to end from 0 to total.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if offsets[0] != 0 or offsets[-1] != total or (offsets[1:] < offsets[:-1]).any():
+        raise ValueError("its offsets do not fit one another")
+    return np.diff(offsets)
