@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from wsssfast.cli.cam_options import cam_options
 from wsssfast.cli.options import (
     FILE,
     config_option,
@@ -19,13 +20,6 @@ from wsssfast.cli.options import (
 )
 
 
-def _numbers(ctx: click.Context, param: click.Parameter, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise click.BadParameter(f"expected numbers separated by commas, found {text!r}") from error
-
-
 @click.command()
 @dataset_options
 @click.option("--checkpoint", type=FILE, required=True, help="Trained classifier.")
@@ -36,55 +30,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, text: str) -> tuple[flo
     show_default=True,
     help="Stages of the refinement, separated by commas, into one shard set.",
 )
-@click.option("--ratio", default=0.3, show_default=True, help="Share of related patches.")
-@click.option("--alpha", default=1.2, show_default=True, help="Weight of the related mean.")
-@click.option(
-    "--scales",
-    default="1.0",
-    show_default=True,
-    callback=_numbers,
-    help="Image scales, separated by commas; summed.",
-)
-@click.option("--flip/--no-flip", default=True, show_default=True, help="Sum the mirror image too.")
-@click.option(
-    "--propagation",
-    type=click.Choice(["gather", "scatter"]),
-    default="gather",
-    show_default=True,
-    help="Eq. 6 as MCTformer computes it, or to the letter.",
-)
-@click.option(
-    "--related-by",
-    type=click.Choice(["attention", "tokens"]),
-    default="attention",
-    show_default=True,
-    help="What ranks the related patches.",
-)
-@click.option(
-    "--c2p-layers",
-    default=3,
-    show_default=True,
-    help="Last layers of the class-to-patch attention.",
-)
-@click.option(
-    "--p2p-layers",
-    default=12,
-    show_default=True,
-    help="Last layers of the patch-to-patch attention.",
-)
-@click.option(
-    "--include-self/--exclude-self",
-    default=True,
-    show_default=True,
-    help="Whether a patch may be related to itself.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
-    default="fp32",
-    show_default=True,
-    help="Of the network; maps are float32.",
-)
+@cam_options
 @device_option
 @click.option("--batch-size", default=8, show_default=True, help="Most images a forward pass.")
 @click.option("--decode-workers", default=2, show_default=True, help="Threads that decode images.")

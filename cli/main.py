@@ -11,11 +11,15 @@ from wsssfast.errors import INTERRUPTED, WsssError
 COMMANDS = {
     "demo": ("demo", "demo", "The whole pipeline on the embedded data set."),
     "dataset": ("dataset", "dataset", "Check a data set, count it, or write the synthetic one."),
+    "train": ("train", "train", "Train the classifier on image labels."),
     "export-cams": ("export", "export_cams", "CAMs of a data set into shards."),
+    "export-labels": ("labels", "export_labels", "Masks from CAM shards into label shards."),
     "evaluate": ("evaluate", "evaluate", "Score shards against masks."),
+    "ablate": ("ablate", "ablate", "Score many settings in one pass over the images."),
     "convert": ("convert", "convert", "CAM shards to .npy files of the field, and back."),
     "inspect": ("shards", "inspect", "What a folder of shards holds."),
     "verify": ("shards", "verify", "Check every byte of a folder of shards."),
+    "report": ("report", "report", "One HTML file that shows what the pipeline did."),
     "doctor": ("doctor", "doctor", "What this machine offers, and what will be used."),
 }
 

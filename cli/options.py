@@ -6,6 +6,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,9 +31,12 @@ def dataset_options(command: F) -> F:
     return command
 
 
+_LISTS = ("scales", "stage", "ratios", "alphas", "layers", "background")  # text with commas
+
+
 def _config_value(path: Path, key: str, value: Any, parameter: click.Parameter) -> Any:
     """A TOML value as the option takes it, refused where its type is another."""
-    if parameter.name in ("scales", "stage") and isinstance(value, (list, int, float)):
+    if parameter.name in _LISTS and isinstance(value, (list, int, float)):
         return ",".join(map(str, value if isinstance(value, list) else [value]))
     wanted: type | tuple[type, ...] = str
     if isinstance(parameter, click.Option) and parameter.is_flag:
@@ -47,40 +51,68 @@ def _config_value(path: Path, key: str, value: Any, parameter: click.Parameter) 
     return value
 
 
+def _read_values(ctx: click.Context, path: Path) -> dict[str, Any]:
+    """Values of a TOML file by parameter name, each checked against its option."""
+    try:
+        with path.open("rb") as file:
+            found = tomllib.load(file)
+    except (OSError, ValueError) as error:  # not TOML, or not UTF-8
+        raise WsssError(f"Expected a TOML file at {path}: {error}") from error
+    known = {
+        flag.lstrip("-"): parameter
+        for parameter in ctx.command.params
+        for flag in parameter.opts
+        if flag.startswith("--") and parameter.name not in ("config", "recipe", "help")
+    }
+    unknown = sorted(set(found) - set(known))
+    if unknown:
+        raise WsssError(
+            f"Unknown key {unknown[0]!r} in {path}.",
+            f"Expected the names of options: {', '.join(sorted(known))}.",
+        )
+    return {
+        str(known[key].name): _config_value(path, key, value, known[key])
+        for key, value in found.items()
+    }
+
+
 def config_option(command: F) -> F:
     """--config FILE.toml: values for this command's other options; flags win over the file."""
 
     def apply(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
-        if path is None:
-            return
-        try:
-            with path.open("rb") as file:
-                found = tomllib.load(file)
-        except (OSError, ValueError) as error:  # not TOML, or not UTF-8
-            raise WsssError(f"Expected a TOML file at {path}: {error}") from error
-        known = {
-            flag.lstrip("-"): parameter
-            for parameter in ctx.command.params
-            for flag in parameter.opts
-            if flag.startswith("--") and parameter.name not in ("config", "help")
-        }
-        unknown = sorted(set(found) - set(known))
-        if unknown:
-            raise WsssError(
-                f"Unknown key {unknown[0]!r} in {path}.",
-                f"Expected the names of options: {', '.join(sorted(known))}.",
-            )
-        defaults = {
-            known[key].name: _config_value(path, key, value, known[key])
-            for key, value in found.items()
-        }
-        ctx.default_map = {**(ctx.default_map or {}), **defaults}
+        if path is not None:
+            ctx.default_map = {**(ctx.default_map or {}), **_read_values(ctx, path)}
 
     option: F = click.option(
         "--config", type=FILE, is_eager=True, expose_value=False, callback=apply,
         help="TOML file of option values; flags win over it.",
     )(command)  # fmt: skip
     return option
+
+
+def recipe_option(kind: str) -> Callable[[F], F]:
+    """--recipe NAME: a shipped file of option values; --config and flags win over it.
+
+    Args:
+        kind: recipes of which command, the folder's name in `wsssfast/recipes`.
+    """
+    folder = Path(str(resources.files("wsssfast.recipes"))) / kind
+    names = sorted(path.stem for path in folder.glob("*.toml"))
+
+    def apply(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:
+        if name is not None:
+            values = _read_values(ctx, folder / f"{name}.toml")
+            ctx.default_map = {**values, **(ctx.default_map or {})}
+        return name
+
+    def decorate(command: F) -> F:
+        option: F = click.option(
+            "--recipe", type=click.Choice(names), is_eager=True, callback=apply,
+            help="Shipped option values; --config and flags win over them.",
+        )(command)  # fmt: skip
+        return option
+
+    return decorate
 
 
 def _json_path(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
@@ -96,6 +128,20 @@ json_option = click.option(
     "--json", "json_path", metavar="FILE", callback=_json_path,
     help="Write the numbers as JSON; - is stdout.",
 )  # fmt: skip
+
+
+def resume_options(command: F) -> F:
+    """--resume/--no-resume and --overwrite of an export into --out."""
+    for option in reversed((
+        click.option("--resume/--no-resume", default=True, show_default=True,
+                     help="Continue a folder of the same configuration, or refuse one that is not "
+                     "empty."),
+        click.option("--overwrite", is_flag=True, help="Discard the shards in --out first."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
     help="Where the network runs.",

@@ -1,7 +1,7 @@
 """Class activation maps: forward, refine, and sum the flips, for a batch of images of one size."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,21 +109,51 @@ def stage_grids(
         BadFile: images too large for this machine's memory.
     """
     require_stages(model, options.stages)
-    require_memory(model, images[0].size, len(images), options)
-    device = next(model.parameters()).device
     results: list[dict[str, list[NDArray[np.float32]]]] = [
         {stage: [] for stage in options.stages} for _ in images
     ]
-    for scale in options.scales:
-        resized = [resize(image, scale, model.patch_size) for image in images]
-        inputs = to_tensor(resized, model.config).to(device)
-        if options.flip:
-            inputs = torch.cat([inputs, inputs.flip(-1)])
-        captured = _capture(model, inputs, options, backend)
-        for stage, maps in _refine(captured, labels, options, backend).items():
+    for captured, count in captures(model, images, labels, options, backend):
+        for stage, maps in _refine(captured, count, options, backend).items():
             for n, classes in enumerate(labels):
                 results[n][stage].append(maps[n, : len(classes)].numpy())
     return results
+
+
+def captures(
+    model: ClassTokenViT,
+    images: Sequence[Image.Image],
+    labels: Sequence[tuple[int, ...]],
+    options: CamOptions,
+    backend: kernels.Backend = "auto",
+) -> Iterator[tuple[Capture, int]]:
+    """One forward pass a scale: what it captured of every image's own classes.
+
+    Args:
+        model: in evaluation mode.
+        images: RGB, n images of one size.
+        labels: per image sorted 0-based classes; may be empty.
+        options: scales, flip, layers and precision.
+        backend: of `wsssfast.kernels`.
+
+    Yields:
+        The capture of n images, or of 2n where mirror images follow them, and n; its C is the
+        longest list of labels, shorter ones are padded with class 0.
+
+    Raises:
+        BadFile: images too large for this machine's memory.
+    """
+    require_memory(model, images[0].size, len(images), options)
+    device = next(model.parameters()).device
+    most = max(1, *map(len, labels)) if labels else 1
+    padded = torch.tensor([(*c, *[0] * (most - len(c))) for c in labels], device=device)
+    for scale in options.scales:
+        resized = [resize(image, scale, model.patch_size) for image in images]
+        inputs = to_tensor(resized, model.config).to(device)
+        chosen = padded
+        if options.flip:
+            inputs, chosen = torch.cat([inputs, inputs.flip(-1)]), padded.repeat(2, 1)
+        captured = _capture(model, inputs, options, backend)
+        yield captured.of_classes(chosen), len(images)
 
 
 def cams(
@@ -206,20 +236,13 @@ def _capture(
 
 
 def _refine(
-    captured: Capture,
-    labels: Sequence[tuple[int, ...]],
-    options: CamOptions,
-    backend: kernels.Backend,
+    captured: Capture, images: int, options: CamOptions, backend: kernels.Backend
 ) -> dict[str, Tensor]:
-    """Stages [n, K, h, w] on CPU of each image's own classes, padded to the longest list."""
-    batch, _, h, w = captured.cam.shape
-    repeats = batch // len(labels)  # 2 where flips follow the images
-    most = max(1, *map(len, labels)) if labels else 1
-    chosen = torch.tensor([(*c, *[0] * (most - len(c))) for c in labels]).repeat(repeats, 1)
-    index = chosen.to(captured.cam.device)[:, :, None].expand(-1, -1, h * w)  # [B, K, N]
+    """Stages [n, K, h, w] on CPU, the flips summed."""
+    h, w = captured.cam.shape[-2:]
     stages = kernels.refine(
-        captured.cam.flatten(2).gather(1, index),
-        captured.c2p.gather(1, index),
+        captured.cam.flatten(2),
+        captured.c2p,
         captured.p2p,
         options.stages,
         tokens=captured.tokens if options.related_by == "tokens" else None,
@@ -229,13 +252,15 @@ def _refine(
         propagation=options.propagation,
         backend=backend,
     )
-    maps: dict[str, Tensor] = {}
-    for stage, flat in stages.items():
-        grid = flat.reshape(*flat.shape[:2], h, w)
-        if repeats == 2:
-            grid = grid[: len(labels)] + grid[len(labels) :].flip(-1)
-        maps[stage] = grid.float().cpu()
-    return maps
+    return {stage: sum_flips(flat, images, (h, w)).cpu() for stage, flat in stages.items()}
+
+
+def sum_flips(flat: Tensor, images: int, grid: tuple[int, int]) -> Tensor:
+    """Maps [n or 2n, K, h*w] as float32 [n, K, h, w], mirror images turned back and added."""
+    maps = flat.reshape(*flat.shape[:2], *grid)
+    if len(maps) == 2 * images:
+        maps = maps[:images] + maps[images:].flip(-1)
+    return maps.float()
 
 
 def most_images(model: ClassTokenViT, size: tuple[int, int], options: CamOptions) -> int:

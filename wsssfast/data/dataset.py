@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -92,6 +92,15 @@ class Dataset:
         """Item of each id."""
         return {item.id: item for item in self.items}
 
+    def subset(self, keep: Callable[[int, Item], bool], name: str) -> "Dataset":
+        """The items for which `keep(position, item)` holds, under another split name.
+
+        Raises:
+            WsssError: none is left.
+        """
+        items = tuple(item for n, item in enumerate(self.items) if keep(n, item))
+        return replace(self, items=items, split=name)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over class names, ids and labels: equal for equal data wherever it lies."""
@@ -99,6 +108,15 @@ class Dataset:
         for item in self.items:
             digest.update(f"{item.id}\0{','.join(map(str, item.labels))}\n".encode())
         return digest.hexdigest()
+
+
+def hold_out(dataset: Dataset, every: int) -> tuple[Dataset, Dataset]:
+    """All but every N-th of the sorted ids, and those: the first, the N + 1st and so on."""
+    share = f"1/{every}"
+    return (
+        dataset.subset(lambda n, item: n % every != 0, f"{dataset.split} without {share}"),
+        dataset.subset(lambda n, item: n % every == 0, f"{share} of {dataset.split}"),
+    )
 
 
 def require_safe_ids(ids: Sequence[str]) -> None:

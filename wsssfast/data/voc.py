@@ -25,8 +25,8 @@ def open_voc(root: Path, split: str | None = None, labels: Path | None = None) -
     Args:
         root: the folder of `JPEGImages`, or a parent that holds `VOCdevkit/VOC2012`.
         split: name of a list in `ImageSets/Segmentation` (train, val, train_aug, test …) or the
-            path of a list file; train_aug by default. Where train_aug has no list it is every id
-            with a SegmentationClassAug mask that is not in val.
+            path of a list file, or several joined by `+`; train_aug by default. Where train_aug has
+            no list it is every id with a SegmentationClassAug mask that is not in val.
         labels: a labels file; by default `Annotations/*.xml`, else `labels.json` or
             `cls_labels.npy` beside `JPEGImages`.
 
@@ -86,6 +86,8 @@ def _split_ids(root: Path, split: str) -> list[str]:
     for path in (lists / f"{split}.txt", Path(split)):
         if path.is_file():
             return read_ids(path)
+    if "+" in split:
+        return sorted({i for part in split.split("+") for i in _split_ids(root, part)})
     masks = root / "SegmentationClassAug"
     if split == "train_aug" and masks.is_dir() and (lists / "val.txt").is_file():
         val = set(read_ids(lists / "val.txt"))

@@ -1,4 +1,4 @@
-"""Read and write classifier checkpoints; nothing in a file is ever executed.
+"""Read and write checkpoints; nothing in a file is ever executed.
 
 Ours is one `.safetensors` file: weights, and in its header's metadata under `wsssfast` a JSON
 document (format version, kind, configuration). One file cannot be half replaced.
@@ -7,9 +7,8 @@ document (format version, kind, configuration). One file cannot be half replaced
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import torch
@@ -18,25 +17,33 @@ from torch import Tensor
 
 from wsssfast.data.voc import CLASS_NAMES as VOC_CLASSES
 from wsssfast.errors import WsssError
+from wsssfast.files import publish
 from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
+from wsssfast.models.segmenter import Segmenter
 
 FORMAT_VERSION = 1
 _HEAD_WIDTH = 64  # of every DeiT, hence of every MCTformer
 
 
-def save_model(model: ClassTokenViT, path: Path) -> None:
-    """Write a classifier to `path` (.safetensors); an earlier file stays until it is complete."""
-    meta = {"version": FORMAT_VERSION, "kind": "classifier", "config": model.config.to_json()}
+def save_model(
+    model: ClassTokenViT | Segmenter, path: Path, training: dict[str, Any] | None = None
+) -> None:
+    """Write a network to `path` (.safetensors); an earlier file stays until it is complete.
+
+    Args:
+        model: weights and configuration.
+        path: of the file; its folder is made.
+        training: how it was trained, as plain JSON types, for the record.
+    """
+    meta = {"version": FORMAT_VERSION, "kind": model.kind, "config": model.config.to_json()}
+    if training:
+        meta["training"] = training
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(save(state, {"wsssfast": json.dumps(meta, sort_keys=True)}))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    content = save(state, {"wsssfast": json.dumps(meta, sort_keys=True)})
+    publish(path, lambda partial: partial.write_bytes(content))
 
 
 def load_model(path: str | Path) -> ClassTokenViT:
@@ -51,31 +58,34 @@ def load_model(path: str | Path) -> ClassTokenViT:
     Raises:
         WsssError: no such file, not a checkpoint, or one of another kind.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WsssError(f"Expected a checkpoint at {path}, found none.", "Check --checkpoint.")
+    path = _existing(Path(path))
     if _is_safetensors(path):
-        config, state = _read_own(path)
+        config, state = _read_own(path, ClassTokenViT.kind)
     else:
         state = {k: v for k, v in read_state_dict(path).items() if not k.startswith("norm.")}
         config = _mctformer_config(state, path)
         if not config.patch_head:
             state = {k: v for k, v in state.items() if not k.startswith("head.")}
-    model = ClassTokenViT(config)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1 if "\n" in str(error) else 0]
-        raise WsssError(f"Expected the weights of a classifier in {path}: {first}") from error
-    if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
-        raise WsssError(
-            f"Expected finite weights in {path}, found NaN or infinity.",
-            "The training that made it went wrong; take an earlier checkpoint.",
-        )
-    return model.eval()
+    return _with_weights(ClassTokenViT(config), state, path)
 
 
-def weights_hash(model: ClassTokenViT) -> str:
+def load_segmenter(path: str | Path) -> Segmenter:
+    """Open a segmenter of ours.
+
+    Returns:
+        The model in evaluation mode, float32, on CPU.
+
+    Raises:
+        WsssError: no such file, not a checkpoint, or one of another kind.
+    """
+    path = _existing(Path(path))
+    if not _is_safetensors(path):
+        raise WsssError(f"Expected a segmenter checkpoint of wsssfast at {path}.")
+    config, state = _read_own(path, Segmenter.kind)
+    return _with_weights(Segmenter(config), state, path)
+
+
+def weights_hash(model: ClassTokenViT | Segmenter) -> str:
     """SHA-256 over structure, normalisation and all weights, whatever file they came from."""
     config = model.config.to_json()
     structure = {k: v for k, v in config.items() if k not in ("class_names", "names_assumed")}
@@ -121,17 +131,41 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"
 
 
-def _read_own(path: Path) -> tuple[ClassifierConfig, dict[str, Tensor]]:
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise WsssError(f"Expected a checkpoint at {path}, found none.", "Check --checkpoint.")
+    return path
+
+
+_Network = TypeVar("_Network", ClassTokenViT, Segmenter)
+
+
+def _with_weights(model: _Network, state: dict[str, Tensor], path: Path) -> _Network:
+    """The model with weights from a file, in evaluation mode."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1 if "\n" in str(error) else 0]
+        raise WsssError(f"Expected the weights of a {model.kind} in {path}: {first}") from error
+    if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
+        raise WsssError(
+            f"Expected finite weights in {path}, found NaN or infinity.",
+            "The training that made it went wrong; take an earlier checkpoint.",
+        )
+    return model.eval()
+
+
+def _read_own(path: Path, wanted: str) -> tuple[ClassifierConfig, dict[str, Tensor]]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             meta: dict[str, Any] = json.loads((file.metadata() or {}).get("wsssfast", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         kind, version = meta.get("kind"), meta.get("version")
-        if kind != "classifier":
+        if kind != wanted:
             found = f"a checkpoint of kind {kind!r}" if kind else "weights without description"
             raise WsssError(
-                f"Expected a classifier checkpoint at {path}, found {found}.",
-                "Backbone weights are for training (--pretrained); give a trained classifier here.",
+                f"Expected a {wanted} checkpoint at {path}, found {found}.",
+                f"Backbone weights are for training (--pretrained); give a trained {wanted} here.",
             )
         if version != FORMAT_VERSION:
             raise WsssError(

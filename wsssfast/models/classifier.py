@@ -77,6 +77,7 @@ class Capture(NamedTuple):
     Attributes:
         cam: [B, C, h, w] Original-CAM (Eq. 1), any sign; ones where there is no patch head.
         c2p: [B, C, N] class-to-patch attention.
+        c2p_by_layer: [K, B, C, N], the K layers that it is the mean of, the last one last.
         p2p: [B, N, N] patch-to-patch attention.
         tokens: [B, N, D] patch tokens as they enter the head.
         class_logits: [B, C] (Eq. 7).
@@ -84,9 +85,26 @@ class Capture(NamedTuple):
 
     cam: Tensor
     c2p: Tensor
+    c2p_by_layer: Tensor
     p2p: Tensor
     tokens: Tensor
     class_logits: Tensor
+
+    def of_classes(self, chosen: Tensor) -> "Capture":
+        """The capture of some classes of each image.
+
+        Args:
+            chosen: int64 [B, K], indices of classes.
+        """
+        _, _, h, w = self.cam.shape
+        index = chosen[:, :, None].expand(-1, -1, h * w)
+        layers = index.expand(len(self.c2p_by_layer), *index.shape)
+        return self._replace(
+            cam=self.cam.flatten(2).gather(1, index).reshape(*chosen.shape, h, w),
+            c2p=self.c2p.gather(1, index),
+            c2p_by_layer=self.c2p_by_layer.gather(2, layers),
+            class_logits=self.class_logits.gather(1, chosen),
+        )
 
 
 class ClassTokenViT(nn.Module):
@@ -95,6 +113,8 @@ class ClassTokenViT(nn.Module):
     Raises:
         WsssError: a backbone that is not a plain ViT, or sizes that do not fit.
     """
+
+    kind = "classifier"  # in checkpoints
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
@@ -127,14 +147,23 @@ class ClassTokenViT(nn.Module):
         Args:
             images: [B, 3, H, W], normalised. The patch logits are None without a patch head.
         """
-        x = self._embed(images)
-        for block in self.blocks:
-            x = block(x)
+        x = self.encode(images)
         class_logits = x[:, : self.num_classes].mean(-1)
         if self.head is None:
             return class_logits, None
         cam = self._original_cam(x[:, self.num_classes :], images)
         return class_logits, cam.mean((-2, -1))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Output tokens [B, C + N, D], class tokens first, before any final norm.
+
+        Args:
+            images: [B, 3, H, W], normalised.
+        """
+        x = self._embed(images)
+        for block in self.blocks:
+            x = block(x)
+        return x
 
     @torch.no_grad()
     def capture(
@@ -155,28 +184,28 @@ class ClassTokenViT(nn.Module):
         x = self._embed(images)
         batch, classes, patches = x.shape[0], self.num_classes, x.shape[1] - self.num_classes
         total = torch.promote_types(images.dtype, torch.float32)
-        c2p = torch.zeros(batch, classes, patches, dtype=total, device=x.device)
-        p2p = torch.zeros(batch, patches, patches, dtype=total, device=x.device)
         depth = len(self.blocks)
         c2p_layers, p2p_layers = min(c2p_layers, depth), min(p2p_layers, depth)
+        c2p = torch.zeros(c2p_layers, batch, classes, patches, dtype=total, device=x.device)
+        p2p = torch.zeros(batch, patches, patches, dtype=total, device=x.device)
         for index, block in enumerate(self.blocks):
             left = depth - index
             x = _block_with_capture(
                 block,
                 x,
                 classes,
-                c2p if left <= c2p_layers else None,
+                c2p[c2p_layers - left] if left <= c2p_layers else None,
                 p2p if left <= p2p_layers else None,
                 backend,
             )
         tokens = x[:, classes:]
         if self.head is None:
-            grid = self._grid(images)
+            grid = self.patch_grid(images)
             cam = torch.ones(batch, classes, *grid, dtype=total, device=x.device)
         else:
             cam = self._original_cam(tokens, images).to(total)
         logits = x[:, :classes].mean(-1)
-        return Capture(cam, c2p / c2p_layers, p2p / p2p_layers, tokens.to(total), logits.to(total))
+        return Capture(cam, c2p.mean(0), c2p, p2p / p2p_layers, tokens.to(total), logits.to(total))
 
     def positions(self, height: int, width: int) -> Tensor:
         """Position embedding [1, C + h*w, D] for an image of height x width pixels.
@@ -195,7 +224,8 @@ class ClassTokenViT(nn.Module):
         image = F.interpolate(image, scale_factor=factors, mode="bicubic", align_corners=False)
         return torch.cat([class_part, image.flatten(2).transpose(1, 2)], dim=1)
 
-    def _grid(self, images: Tensor) -> tuple[int, int]:
+    def patch_grid(self, images: Tensor) -> tuple[int, int]:
+        """(h, w) of images [B, 3, H, W]."""
         return images.shape[2] // self.patch_size, images.shape[3] // self.patch_size
 
     def _embed(self, images: Tensor) -> Tensor:
@@ -208,7 +238,7 @@ class ClassTokenViT(nn.Module):
     def _original_cam(self, tokens: Tensor, images: Tensor) -> Tensor:
         """Eq. 1: the 3x3 convolution over the patch tokens, before any final norm."""
         assert self.head is not None
-        grid = tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *self._grid(images))
+        grid = tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *self.patch_grid(images))
         cam: Tensor = self.head(grid)
         return cam
 

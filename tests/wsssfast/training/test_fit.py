@@ -1,0 +1,197 @@
+"""The loop: repeatable, exactly resumable, and the same however it is shared out."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+from support import tiny_config
+
+from wsssfast.data import open_dataset
+from wsssfast.data.dataset import hold_out
+from wsssfast.errors import INTERRUPTED, WsssError
+from wsssfast.models.checkpoint import load_model, weights_hash
+from wsssfast.training.classifier import train_classifier
+from wsssfast.training.logs import read_log
+from wsssfast.training.options import ClassifierOptions, RunOptions
+
+QUIET = RunOptions(loader_workers=0, log_steps=1)
+
+
+def options(**changes):
+    usual = {"epochs": 2, "batch_size": 8, "rate": 1e-3, "rate_batch": 8, "warmup_epochs": 0.5}
+    return ClassifierOptions(**{**usual, "drop_path": 0.3, "erase": 0.5, **changes})
+
+
+def train(out, chosen=None, run=QUIET, split="train:30", report=lambda told: None, held_out=None):
+    scenes = open_dataset("synthetic", split=split)
+    config = tiny_config(classes=scenes.class_names)
+    return train_classifier(
+        scenes, config, chosen or options(), out, run=run, report=report, held_out=held_out
+    )
+
+
+def losses(out):
+    return [row["loss"] for row in read_log(out) if "loss" in row]
+
+
+def test_the_same_arguments_give_the_same_weights(tmp_path):
+    before = torch.random.get_rng_state()
+    first = weights_hash(train(tmp_path / "a")[0])
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert weights_hash(train(tmp_path / "b")[0]) == first
+    assert weights_hash(train(tmp_path / "c", options(seed=1))[0]) != first
+    assert weights_hash(load_model(tmp_path / "a" / "last.safetensors")) == first
+
+
+def test_the_loss_falls(tmp_path):
+    chosen = options(
+        epochs=40, batch_size=16, rate=3e-3, rate_batch=16, drop_path=0, erase=0, jitter=0,
+        least_area=1.0,
+    )  # fmt: skip
+    train(tmp_path, chosen, split="train:16")
+    found = losses(tmp_path)
+    assert len(found) == 40
+    assert sum(found[-5:]) < 0.8 * sum(found[:5])
+
+
+def interrupt_at(step):
+    def report(told):
+        if told.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return report
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])  # three steps an epoch
+def test_interrupted_and_resumed_ends_with_the_same_bits(tmp_path, step):
+    train(tmp_path / "whole")
+    with pytest.raises(WsssError, match="Run the same command again") as caught:
+        train(tmp_path / "cut", report=interrupt_at(step))
+    assert caught.value.code == INTERRUPTED
+    train(tmp_path / "cut", run=RunOptions(loader_workers=1, log_steps=2))
+    for name in ("whole", "cut"):
+        assert len(losses(tmp_path / name)) == 6
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    same = [load_model(tmp_path / n / "last.safetensors") for n in ("whole", "cut")]
+    assert weights_hash(same[0]) == weights_hash(same[1])
+
+
+def test_killed_inside_an_epoch_and_resumed_ends_with_the_same_bits(tmp_path):
+    code = f"""
+import os, signal, sys
+sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
+from pathlib import Path
+from test_fit import *
+def report(told):
+    if told.step == 5: os.kill(os.getpid(), signal.SIGKILL)
+train(Path({str(tmp_path / "cut")!r}), run=RunOptions(0, False, 1e-9, 1), report=report)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    train(tmp_path / "cut")
+    train(tmp_path / "whole")
+    same = [load_model(tmp_path / n / "last.safetensors") for n in ("whole", "cut")]
+    assert weights_hash(same[0]) == weights_hash(same[1])
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path):
+    train(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    _, done = train(tmp_path)
+    assert done.step == 6
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+
+
+def test_accumulation_changes_nothing_but_rounding(tmp_path):
+    train(tmp_path / "one")
+    train(tmp_path / "four", options(accumulate=4))
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "four"), abs=1e-5)
+
+
+def test_two_gloo_workers_are_one_with_the_doubled_batch(tmp_path):
+    """Each of two workers takes 4 of the 8 images that one worker takes alone."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        f"""
+import sys
+sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
+from pathlib import Path
+from test_fit import *
+from wsssfast.training.workers import join_workers
+scenes = open_dataset("synthetic", split="train:30")
+with join_workers("cpu") as workers:
+    train_classifier(scenes, tiny_config(classes=scenes.class_names), options(),
+                     Path({str(tmp_path / "two")!r}), run=QUIET, workers=workers,
+                     held_out=open_dataset("synthetic", split="val:9"))
+"""
+    )
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29531"]
+    done = subprocess.run(
+        [sys.executable, *launch, str(script)],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    held_out = open_dataset("synthetic", split="val:9")
+    train(tmp_path / "one", held_out=held_out)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(two) == 6
+    assert one == pytest.approx(two, abs=1e-5)
+    scores = [
+        [row["scores"] for row in read_log(tmp_path / n) if "scores" in row] for n in ("one", "two")
+    ]
+    assert scores[0][-1]["mAP"] == pytest.approx(scores[1][-1]["mAP"], abs=1e-3)
+    assert scores[0][-1]["images"] == scores[1][-1]["images"] == 9
+
+
+def test_best_is_the_epoch_of_the_highest_map(tmp_path):
+    scenes, held_out = hold_out(open_dataset("synthetic", split="train:40"), 4)
+    assert len(scenes) == 30 and len(held_out) == 10
+    assert [item.id for item in held_out][:2] == ["train_00000", "train_00004"]
+    _, done = train(tmp_path, options(epochs=3), held_out=held_out)
+    scores = {row["epoch"]: row["scores"]["mAP"] for row in read_log(tmp_path) if "scores" in row}
+    assert done.best == (max(scores.values()), max(scores, key=scores.get))
+    with safetensors.safe_open(tmp_path / "best.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["wsssfast"])["training"]["epoch"] == done.best[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 31}, "one batch of 31 images, found 30"),
+        ({"accumulate": 3}, "divides into 1 workers times 3"),
+        ({"rate": 1e3, "rate_batch": 1, "warmup_epochs": 0.0}, "finite loss, found"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(tmp_path, changes, message):
+    with pytest.raises(WsssError, match=message):
+        train(tmp_path, options(epochs=30, **changes))
+
+
+@pytest.mark.parametrize("name", ["epochs", "accumulate", "drop_path", "least_area", "resize"])
+def test_options_out_of_range_are_refused(name):
+    with pytest.raises(WsssError, match=name.replace("_", "-")):
+        options(**{name: -1})
+
+
+def test_another_configuration_is_not_mixed_in(tmp_path):
+    train(tmp_path)
+    before = (tmp_path / "log.jsonl").read_bytes()
+    with pytest.raises(WsssError, match="jitter"):
+        train(tmp_path, options(jitter=0.1))
+    assert (tmp_path / "log.jsonl").read_bytes() == before
+
+
+def test_a_damaged_state_is_refused(tmp_path):
+    train(tmp_path)
+    path = tmp_path / "resume.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(WsssError, match="damaged"):
+        train(tmp_path)

@@ -1,0 +1,182 @@
+"""Train the classifier on image-level labels (Eqs. 7-11)."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from wsssfast.data.dataset import Dataset
+from wsssfast.errors import BadFile
+from wsssfast.models.checkpoint import save_model, weights_hash
+from wsssfast.models.classifier import (
+    ClassifierConfig,
+    ClassTokenViT,
+    classifier_loss,
+    init_from_backbone,
+)
+from wsssfast.models.scratch import init_from_scratch
+from wsssfast.models.stochastic_depth import install_drop_path, set_drop_path
+from wsssfast.preprocess import to_tensor
+from wsssfast.training.fit import Report, Task, fit
+from wsssfast.training.optimise import parameter_groups
+from wsssfast.training.options import ClassifierOptions, RunOptions
+from wsssfast.training.samples import ClassifierSamples, readable
+from wsssfast.training.state import Progress
+from wsssfast.training.workers import Workers
+
+BEST_BY = "mAP"
+
+
+def train_classifier(
+    dataset: Dataset,
+    config: ClassifierConfig,
+    options: ClassifierOptions,
+    out: Path,
+    *,
+    backbone: dict[str, Tensor] | None = None,
+    held_out: Dataset | None = None,
+    run: RunOptions | None = None,
+    workers: Workers | None = None,
+    report: Callable[[Report], None] = lambda report: None,
+) -> tuple[ClassTokenViT, Progress]:
+    """Train, or go on training; the same arguments give the same weights on the same machine.
+
+    Args:
+        dataset: images and labels; masks are not looked at.
+        config: the network.
+        options: schedule and augmentation.
+        out: folder of the run, made where absent; a run of these options in it is continued.
+        backbone: ImageNet weights to start from; from scratch where None.
+        held_out: scored after each epoch, never trained on.
+        run: how to carry it out.
+        workers: this process among those of the run.
+        report: called on the first worker now and then.
+
+    Returns:
+        The trained model in evaluation mode, and how the run went.
+
+    Raises:
+        WsssError: weights of another architecture, and what `fit` raises.
+    """
+    run, workers = run or RunOptions(), workers or Workers()
+    out.mkdir(parents=True, exist_ok=True)
+    readable(dataset, 0)  # at least one image, before any process is started
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        model = ClassTokenViT(config)
+        if backbone is None:
+            init_from_scratch(model)
+        else:
+            init_from_backbone(model, backbone)
+    identity = {
+        "format_version": 1,
+        "start": weights_hash(model),
+        "dataset": dataset.fingerprint,
+        "held_out": held_out.fingerprint if held_out else "",
+        "class_names": list(config.class_names),
+        **options.to_json(),
+    }
+    model.to(workers.device)
+    micro = options.batch_size // (workers.world * options.accumulate)
+    install_drop_path(model.blocks, micro)
+    model.to(workers.device)
+    record = {"options": options.to_json(), "dataset": dataset.name, "split": dataset.split}
+    task = Task(
+        model=model,
+        samples=ClassifierSamples(dataset, config, options, len(model.blocks)),
+        loss=lambda logits, targets: classifier_loss(logits[0], logits[1], targets),
+        groups=parameter_groups(
+            model, options, bare=("cls_token", "pos_embed"), new=("cls_token", "head.")
+        ),
+        prepare=lambda factors: set_drop_path(model.blocks, factors),
+        evaluate=None if held_out is None else lambda: score_labels(model, held_out, workers),
+        chosen_by=BEST_BY,
+        save=lambda path, row: save_model(model, path, {**record, **row}),
+        identity=identity,
+    )
+    done = fit(task, options, out, run=run, workers=workers, report=report)
+    return model.eval(), done
+
+
+@torch.no_grad()
+def score_labels(
+    model: ClassTokenViT, dataset: Dataset, workers: Workers, batch_size: int = 32
+) -> dict[str, Any]:
+    """Average precision of the classifier over a data set, each image resized to a square.
+
+    Args:
+        model: in evaluation mode.
+        dataset: images and labels; shared out among the workers.
+        workers: this process among them; every one gets the result.
+        batch_size: images a forward pass.
+
+    Returns:
+        `mAP` (class logits, Eq. 7) and, with a patch head, `mAP_patch` (Eq. 9), means over the
+        classes that occur; `AP`, per class of the class logits; `images`; `unreadable`, how many
+        were left out.
+    """
+    side = model.config.image_size
+    scores: list[NDArray[np.float32]] = []
+    truth: list[tuple[int, ...]] = []
+    unreadable = 0
+    waiting: list[Image.Image] = []
+
+    def score() -> None:
+        if waiting:
+            logits = model(to_tensor(waiting, model.config).to(workers.device))
+            both = [part for part in logits if part is not None]
+            scores.append(torch.stack(both, 1).float().cpu().numpy())
+            waiting.clear()
+
+    for item in dataset.items[workers.rank :: workers.world]:
+        try:
+            image = dataset.load_image(item)
+        except BadFile:
+            unreadable += 1
+            continue
+        waiting.append(image.resize((side, side), Image.Resampling.BICUBIC))
+        truth.append(item.labels)
+        if len(waiting) == batch_size:
+            score()
+    score()
+    gathered = workers.gather((scores, truth, unreadable))
+    parts = [part for found, _, _ in gathered for part in found]
+    labels = [classes for _, found, _ in gathered for classes in found]
+    table = np.concatenate(parts) if parts else np.zeros((0, 1, model.num_classes), np.float32)
+    target = np.zeros((len(labels), model.num_classes), bool)
+    for row, classes in enumerate(labels):
+        target[row, list(classes)] = True
+    names = model.config.class_names
+    result: dict[str, Any] = {
+        key: average_precision(target, table[:, n], names)
+        for n, key in enumerate(("AP", "AP_patch")[: table.shape[1]])
+    }
+    for key in list(result):
+        result[f"m{key}"] = math.fsum(result[key].values()) / max(1, len(result[key]))
+    result.pop("AP_patch", None)
+    return {**result, "images": len(labels), "unreadable": sum(n for _, _, n in gathered)}
+
+
+def average_precision(
+    target: NDArray[np.bool_], scores: NDArray[np.float32], names: tuple[str, ...]
+) -> dict[str, float]:
+    """Average precision of each class that has a positive and a score.
+
+    Args:
+        target: [images, C].
+        scores: [images, C], any order-preserving measure.
+        names: of the classes.
+    """
+    from sklearn.metrics import average_precision_score
+
+    return {
+        name: float(average_precision_score(target[:, c], scores[:, c]))
+        for c, name in enumerate(names)
+        if target[:, c].any()
+    }

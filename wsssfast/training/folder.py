@@ -1,0 +1,72 @@
+"""The folder of a training run: continued, refused or emptied; and what it says of the run."""
+
+import json
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wsssfast.data.dataset import Dataset
+from wsssfast.errors import WsssError
+from wsssfast.training import logs, state
+
+LISTS = ("train-ids.txt", "held-out-ids.txt")
+_OURS = (state.NAME, logs.NAME, "last.safetensors", "best.safetensors", "options.json", *LISTS)
+
+
+def open_run(
+    out: Path,
+    dataset: Dataset,
+    held_out: Dataset | None,
+    settings: dict[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Make the folder ready, and write down options and ids; done by one worker only.
+
+    Args:
+        out: folder of the run.
+        dataset: what is trained on; its ids go to `train-ids.txt`.
+        held_out: what is scored, if anything; its ids go to `held-out-ids.txt`. Both files serve
+            as --split.
+        settings: the resolved options, for `options.json`.
+        resume: whether a run in `out` may be continued.
+        overwrite: discard a run in `out` first.
+
+    Raises:
+        WsssError: a folder that cannot be used.
+    """
+    if out.exists() and not out.is_dir():
+        raise WsssError(f"Expected a folder for the run, found a file at {out}.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WsssError(f"Expected to make the folder {out}: {error.strerror}.") from error
+    if overwrite:
+        for name in _OURS:
+            (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / "tensorboard", ignore_errors=True)
+    if not resume and any(out.iterdir()):
+        raise WsssError(
+            f"Expected an empty or new folder with --no-resume, found files in {out}.",
+            "Leave the flag out to continue there, or discard with --overwrite.",
+        )
+    if (out / "last.safetensors").exists() and not (out / state.NAME).exists():
+        raise WsssError(
+            f"Expected a run to continue in {out}, found a checkpoint without {state.NAME}.",
+            "Choose another --out, or discard it with --overwrite.",
+        )
+    if (out / state.NAME).exists():
+        return
+    versions = {name: version(name) for name in ("wsssfast", "timm", "torchvision", "pillow")}
+    versions |= {"torch": torch.__version__, "python": platform.python_version()}
+    text = json.dumps({**settings, "versions": versions}, indent=1, default=str)
+    (out / "options.json").write_text(text + "\n", encoding="utf-8")
+    for name, part in zip(LISTS, (dataset, held_out), strict=True):
+        if part is not None:
+            lines = "".join(f"{item.id}\n" for item in part)
+            (out / name).write_text(lines, encoding="utf-8")

@@ -1,0 +1,120 @@
+"""The processes of one run under torchrun, and how a run is interrupted cleanly."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wsssfast.errors import WsssError
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process among those of the run.
+
+    Attributes:
+        rank: of this one, from 0.
+        world: how many there are.
+        device: where its network runs.
+    """
+
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and prints."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until every worker is here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def most(self, *flags: bool) -> tuple[bool, ...]:
+        """Each flag: whether any worker raised it."""
+        if self.world == 1:
+            return flags
+        found = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return tuple(map(bool, found.tolist()))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of a tensor over the workers."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values / self.world
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every worker's value, in the order of ranks, on every worker."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+
+@contextmanager
+def join_workers(device: str) -> Iterator[Workers]:
+    """Join the run that torchrun started (nccl on GPUs, else gloo), or be a run of one.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Workers(device=device)
+        return
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "cuda":
+        if local >= torch.cuda.device_count():
+            raise WsssError(
+                f"Expected a GPU for each worker, found {torch.cuda.device_count()}.",
+                "Start as many workers a machine as it has GPUs, or use --device cpu.",
+            )
+        device = f"cuda:{local}"
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield Workers(rank, world, device)
+    finally:
+        dist.destroy_process_group()
+
+
+class Interruption:
+    """Set once SIGINT or SIGTERM arrived; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler."""
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextmanager
+def interruption() -> Iterator[Interruption]:
+    """Catch SIGINT and SIGTERM as a wish to stop at the next good moment."""
+    asked = Interruption()
+    before = {s: signal.signal(s, asked) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave_signals_to_parent(loader_worker: int) -> None:
+    """Loader processes outlive Ctrl-C and SIGTERM to their group: the parent ends them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
