@@ -1,23 +1,41 @@
-"""The pipeline on the embedded data set: train a tiny classifier, export CAMs, score the stages."""
+"""The pipeline on the embedded data set, from image labels to masks of unseen scenes."""
 
 import json
+import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from wsssfast.compute import CamOptions
 from wsssfast.data.synthetic import open_synthetic
-from wsssfast.evaluate import evaluate_cams
+from wsssfast.evaluate import evaluate_cams, evaluate_labels
 from wsssfast.export import export_cams
 from wsssfast.kernels import STAGES
-from wsssfast.models.checkpoint import save_model
+from wsssfast.labels import LabelOptions, export_labels
 from wsssfast.models.classifier import ClassifierConfig
-from wsssfast.shards import open_shards
-from wsssfast.train import TrainOptions, train_classifier
+from wsssfast.report import write_report
+from wsssfast.shards.label_shards import LabelShards
+from wsssfast.shards.reader import CamShards
+from wsssfast.training.classifier import train_classifier
+from wsssfast.training.fit import Report
+from wsssfast.training.options import ClassifierOptions, RunOptions
+from wsssfast.training.segmenter import SegmenterOptions, score_masks, train_segmenter
+from wsssfast.training.workers import Workers
 
 TRAIN, VAL = "train:600", "val:200"
+CLASSIFIER = ClassifierOptions(
+    epochs=12, batch_size=8, rate=1.5e-3, rate_batch=8, warmup_epochs=0.6, final_rate=0.0,
+    least_area=0.5, jitter=0.0, drop_path=0.0,
+)  # fmt: skip
+SEGMENTER = SegmenterOptions(
+    epochs=8, batch_size=8, rate=5e-4, rate_batch=8, warmup_epochs=0.5, final_rate=0.0,
+    least_area=0.5, jitter=0.0, drop_path=0.0,
+)  # fmt: skip
+_FOLDERS = ("classifier", "cams-train", "cams-val", "labels", "segmenter")
+_RUN = RunOptions(loader_workers=0)
 
 
 @dataclass(frozen=True)
@@ -27,12 +45,16 @@ class DemoResult:
     Attributes:
         stages: stage -> mIoU (a fraction) at its best threshold, on unseen scenes.
         thresholds: stage -> that threshold.
+        labels: mIoU of the pseudo-labels of the training scenes, against their masks.
+        segmenter: mIoU on unseen scenes of a segmenter trained on those pseudo-labels alone.
         seconds: wall time of each step.
-        report: file of all scores.
+        report: the HTML report.
     """
 
     stages: dict[str, float]
     thresholds: dict[str, float]
+    labels: float
+    segmenter: float
     seconds: dict[str, float]
     report: Path
 
@@ -48,44 +70,74 @@ def run_demo(
 
     Args:
         out: folder of the results; what a former demo left there is replaced.
-        seed: of the classifier's training.
+        seed: of everything that is trained.
         progress: called with a line of text now and then.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    for name in _FOLDERS:
+        shutil.rmtree(out / name, ignore_errors=True)
     scenes, unseen = open_synthetic(TRAIN), open_synthetic(VAL)
     config = ClassifierConfig.for_backbone(
         "deit_tiny_patch16_224", scenes.class_names, 128, embed_dim=128, depth=4, num_heads=4
     )
-    options = TrainOptions(epochs=12, batch_size=8, rate=1.5e-3, least_area=0.5, seed=seed)
-    steps = options.epochs * (len(scenes) // options.batch_size)
-    seconds: dict[str, float] = {}
-    losses: list[float] = []
-
-    def after_step(step: int, loss: float) -> None:
-        losses.append(loss)
-        if (step + 1) % 100 == 0:
-            mean = sum(losses[-100:]) / 100
-            progress(f"  step {step + 1} of {steps}: loss {mean:.3f}")
-
-    progress(f"train a tiny classifier on the labels of {len(scenes)} scenes")
-    start = time.perf_counter()
-    model = train_classifier(scenes, config, options, after_step)
-    save_model(model, out / "classifier.safetensors")
-    seconds["train"] = time.perf_counter() - start
-    progress(f"export the CAMs of {len(unseen)} unseen scenes, every stage")
-    start = time.perf_counter()
-    export_cams(model, unseen, out / "demo-cams", CamOptions(stages=STAGES), overwrite=True)
-    seconds["export"] = time.perf_counter() - start
-    progress("score them against the masks")
-    start = time.perf_counter()
-    results, _ = evaluate_cams(open_shards(out / "demo-cams"), unseen, STAGES)
-    seconds["evaluate"] = time.perf_counter() - start
-    report = out / "report.json"
+    steps = _Steps(progress)
+    with steps.of(f"train a tiny classifier on the labels of {len(scenes)} scenes", "train"):
+        model, _ = train_classifier(
+            scenes, config, replace(CLASSIFIER, seed=seed), out / "classifier", run=_RUN,
+            report=steps.training,
+        )  # fmt: skip
+    with steps.of(f"export the CAMs of {len(unseen)} unseen scenes, every stage", "export"):
+        export_cams(model, unseen, out / "cams-val", CamOptions(stages=STAGES))
+    with steps.of("score them against the masks", "evaluate"):
+        scores, _ = evaluate_cams(CamShards(out / "cams-val"), unseen, STAGES)
+    with steps.of("label the training scenes with their final CAM", "label"):
+        export_cams(model, scenes, out / "cams-train", CamOptions())
+        background = (scores["final"]["threshold"],)
+        export_labels(
+            CamShards(out / "cams-train"), out / "labels", LabelOptions("final", background)
+        )
+        labels = LabelShards(out / "labels")
+        labelled, _ = evaluate_labels(labels, scenes)
+    with steps.of("train a segmenter on these labels", "segmenter"):
+        segmenter, _ = train_segmenter(
+            scenes, labels, config, replace(SEGMENTER, seed=seed), out / "segmenter",
+            classifier=model, run=_RUN, report=steps.training,
+        )  # fmt: skip
+        masks = score_masks(segmenter, unseen, Workers())
+    with steps.of("write the report", "report"):
+        report = write_report(
+            out / "report.html", CamShards(out / "cams-val"), unseen, scores=scores, model=model,
+            training=out / "classifier",
+        )  # fmt: skip
     result = DemoResult(
-        stages={stage: found["miou"] for stage, found in results.items()},
-        thresholds={stage: found["threshold"] for stage, found in results.items()},
-        seconds=seconds,
-        report=report,
+        stages={stage: found["miou"] for stage, found in scores.items()},
+        thresholds={stage: found["threshold"] for stage, found in scores.items()},
+        labels=labelled["miou"],
+        segmenter=masks["mIoU"],
+        seconds=steps.seconds,
+        report=report.path,
     )
-    report.write_text(json.dumps({**result.to_json(), "scores": results}, indent=1) + "\n")
+    (out / "report.json").write_text(
+        json.dumps({**result.to_json(), "scores": scores}, indent=1) + "\n", encoding="utf-8"
+    )
     return result
+
+
+class _Steps:
+    """Says what is being done, and remembers how long it took."""
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def of(self, text: str, name: str) -> Iterator[None]:
+        """One step of the pipeline."""
+        self.progress(text)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+    def training(self, told: Report) -> None:
+        """A line after each epoch."""
+        if told.scores is not None:
+            self.progress(f"  step {told.step} of {told.steps}: loss {told.loss:.3f}")
