@@ -170,9 +170,9 @@ def _progress(shown: bool) -> Iterator[Callable[["Report"], None]]:
             if told.scores is not None:
                 means = {k: v for k, v in told.scores.items() if isinstance(v, float)}
                 scores = "".join(f", {key} {100 * value:.2f} %" for key, value in means.items())
-                console.print(f"epoch {told.epoch}: {text}{scores}")
+                console.print(f"epoch {told.epoch}: {text}{scores}", soft_wrap=True)
             elif bar.disable and time.monotonic() - last > 60:
-                console.print(f"step {told.step} of {told.steps}: {text}")
+                console.print(f"step {told.step} of {told.steps}: {text}", soft_wrap=True)
             else:
                 return
             last = time.monotonic()

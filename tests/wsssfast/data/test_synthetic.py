@@ -151,3 +151,20 @@ def test_a_folder_that_holds_something_is_not_written_to(tmp_path):
     assert "empty or new folder" in refusal(
         write_folder, open_synthetic("train:1"), tmp_path / "mine.txt"
     )
+
+
+@pytest.mark.parametrize(
+    ("split", "fingerprint", "mean", "deviations", "seams"),
+    [
+        ("train", "04d1f97de7a41870", 124.451, (38.512, 35.036, 39.407), 2922),
+        ("val", "568b687a08ab7480", 131.709, (37.309, 42.138, 40.381), 3014),
+    ],
+)
+def test_the_generator_is_frozen(split, fingerprint, mean, deviations, seams):
+    """The demo was tuned on these scenes: a change of the generator is another data set."""
+    assert open_synthetic(f"{split}:60").fingerprint.startswith(fingerprint)
+    scenes = [scene(split, n) for n in range(8)]
+    assert np.mean([image.mean() for image, _ in scenes]) == pytest.approx(mean, abs=0.01)
+    found = np.mean([image.astype(float).std((0, 1)) for image, _ in scenes], axis=0)
+    assert found == pytest.approx(deviations, abs=0.01)
+    assert sum(int((mask == 255).sum()) for _, mask in scenes) == pytest.approx(seams, abs=8)

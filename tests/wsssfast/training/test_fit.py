@@ -195,3 +195,10 @@ def test_a_damaged_state_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(WsssError, match="damaged"):
         train(tmp_path)
+
+
+@pytest.mark.slow
+def test_compiled_it_trains_alike(tmp_path):
+    train(tmp_path / "plain")
+    train(tmp_path / "compiled", run=RunOptions(loader_workers=0, compile=True, log_steps=1))
+    assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "compiled"), abs=1e-3)

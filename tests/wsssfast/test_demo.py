@@ -1,0 +1,46 @@
+"""The demo: every step leaves its result; the slow one checks the method's claim on it."""
+
+import json
+
+import pytest
+
+from wsssfast import demo
+from wsssfast.kernels import STAGES
+from wsssfast.models.checkpoint import load_model, load_segmenter
+
+
+def shorten(monkeypatch):
+    monkeypatch.setattr(demo, "TRAIN", "train:16")
+    monkeypatch.setattr(demo, "VAL", "val:6")
+    for name in ("CLASSIFIER", "SEGMENTER"):
+        whole = getattr(demo, name)
+        short = demo.replace(whole, epochs=1, batch_size=8, warmup_epochs=0.5)
+        monkeypatch.setattr(demo, name, short)
+
+
+def test_every_step_leaves_its_result(tmp_path, monkeypatch):
+    shorten(monkeypatch)
+    lines = []
+    result = demo.run_demo(tmp_path, 0, lines.append)
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["stages"] == result.stages
+    assert list(result.stages) == list(STAGES)
+    assert written["segmenter"] == result.segmenter and 0 <= result.labels <= 1
+    assert load_model(tmp_path / "classifier" / "last.safetensors").num_classes == 8
+    assert load_segmenter(tmp_path / "segmenter" / "last.safetensors").config.image_size == 128
+    page = result.report.read_text()
+    assert "original+c2p+p2p" in page and "<svg" in page
+    assert set(result.seconds) == {
+        "train", "export", "evaluate", "label", "segmenter", "report"
+    }  # fmt: skip
+    assert any("loss" in line for line in lines)
+    assert demo.run_demo(tmp_path, 0).stages == result.stages  # replaces, and repeats
+
+
+@pytest.mark.slow
+def test_the_final_cam_beats_the_original_by_far(tmp_path):
+    result = demo.run_demo(tmp_path, 0)
+    stages = result.stages
+    assert stages["original"] < stages["modulated"] < stages["final"]
+    assert stages["final"] > stages["original"] + 0.05
+    assert result.segmenter > stages["original"]
