@@ -16,6 +16,7 @@ from wsssfast.cli.options import (
     json_option,
     pick_device,
     progress,
+    resume_options,
     write_json,
 )
 
@@ -35,13 +36,7 @@ from wsssfast.cli.options import (
 @click.option("--batch-size", default=8, show_default=True, help="Most images a forward pass.")
 @click.option("--decode-workers", default=2, show_default=True, help="Threads that decode images.")
 @click.option("--shard-size", default=512, show_default=True, help="Images a shard.")
-@click.option(
-    "--resume/--no-resume",
-    default=True,
-    show_default=True,
-    help="Continue a folder of the same configuration, or refuse one that is not empty.",
-)
-@click.option("--overwrite", is_flag=True, help="Discard the shards in --out first.")
+@resume_options
 @json_option
 @config_option
 def export_cams(

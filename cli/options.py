@@ -131,12 +131,12 @@ json_option = click.option(
 
 
 def resume_options(command: F) -> F:
-    """--resume/--no-resume and --overwrite of an export into --out."""
+    """--resume/--no-resume and --overwrite of what is written into --out."""
     for option in reversed((
         click.option("--resume/--no-resume", default=True, show_default=True,
                      help="Continue a folder of the same configuration, or refuse one that is not "
                      "empty."),
-        click.option("--overwrite", is_flag=True, help="Discard the shards in --out first."),
+        click.option("--overwrite", is_flag=True, help="Discard what is in --out first."),
     )):  # fmt: skip
         command = option(command)
     return command

@@ -20,6 +20,7 @@ from wsssfast.cli.options import (
     json_option,
     pick_device,
     recipe_option,
+    resume_options,
     table,
     write_json,
 )
@@ -61,13 +62,7 @@ if TYPE_CHECKING:
 @field_options(ClassifierOptions)
 @field_options(RunOptions)
 @device_option
-@click.option(
-    "--resume/--no-resume",
-    default=True,
-    show_default=True,
-    help="Continue the run in --out, or refuse a folder that is not empty.",
-)
-@click.option("--overwrite", is_flag=True, help="Discard the run in --out first.")
+@resume_options
 @recipe_option("train")
 @json_option
 @config_option

@@ -1,9 +1,42 @@
-"""Publish a file so that a reader sees the old one or the complete new one, never a part."""
+"""Folders to write into, and files that appear complete or not at all."""
 
 import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+from wsssfast.errors import WsssError
+
+
+def output_folder(out: Path, what: str) -> None:
+    """Make a folder for results where there is none.
+
+    Args:
+        out: the folder.
+        what: what it is for, as the error says it: "the shards".
+
+    Raises:
+        WsssError: a file is there, or it cannot be made.
+    """
+    if out.exists() and not out.is_dir():
+        raise WsssError(f"Expected a folder for {what}, found a file at {out}.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WsssError(f"Expected to make the folder {out}: {error.strerror}.") from error
+
+
+def require_empty(out: Path) -> None:
+    """Refuse a folder that holds anything, as --no-resume asks.
+
+    Raises:
+        WsssError: it holds files.
+    """
+    if any(out.iterdir()):
+        raise WsssError(
+            f"Expected an empty or new folder with --no-resume, found files in {out}.",
+            "Leave the flag out to continue there, or discard with --overwrite.",
+        )
 
 
 def publish(path: Path, write: Callable[[Path], object]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from wsssfast.errors import WsssError
+from wsssfast.files import output_folder, require_empty
 from wsssfast.shards.format import KINDS, Sidecar, kinds_in, require_same_identity, sidecars
 
 
@@ -63,12 +64,7 @@ def done_shards(
     Raises:
         WsssError: `out` is no folder, holds another identity or kind, or is not to be continued.
     """
-    if out.exists() and not out.is_dir():
-        raise WsssError(f"Expected a folder for the shards, found a file at {out}.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WsssError(f"Expected to make the folder {out}: {error.strerror}.") from error
+    output_folder(out, "the shards")
     others = " and ".join(KINDS[found][0] for found in kinds_in(out) if found != kind)
     if others:
         raise WsssError(
@@ -78,11 +74,8 @@ def done_shards(
     if overwrite:
         for path in (*out.glob(f"{kind}-*-of-*"), *out.glob(f".{kind}-*.partial")):
             path.unlink()
-    if not resume and any(out.iterdir()):
-        raise WsssError(
-            f"Expected an empty or new folder with --no-resume, found files in {out}.",
-            "Leave the flag out to continue there, or discard with --overwrite.",
-        )
+    if not resume:
+        require_empty(out)
     done = {}
     for sidecar in sidecars(out, kind):
         require_same_identity(sidecar.identity, identity, out)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from wsssfast.data.dataset import Dataset
 from wsssfast.errors import BadFile
-from wsssfast.models.checkpoint import save_model, weights_hash
 from wsssfast.models.classifier import (
     ClassifierConfig,
     ClassTokenViT,
@@ -21,16 +20,13 @@ from wsssfast.models.classifier import (
     init_from_backbone,
 )
 from wsssfast.models.scratch import init_from_scratch
-from wsssfast.models.stochastic_depth import install_drop_path, set_drop_path
 from wsssfast.preprocess import to_tensor
-from wsssfast.training.fit import Report, Task, fit
-from wsssfast.training.optimise import parameter_groups
+from wsssfast.training.fit import Report, fit
 from wsssfast.training.options import ClassifierOptions, RunOptions
 from wsssfast.training.samples import ClassifierSamples, readable
 from wsssfast.training.state import Progress
+from wsssfast.training.vit import vit_task
 from wsssfast.training.workers import Workers
-
-BEST_BY = "mAP"
 
 
 def train_classifier(
@@ -74,31 +70,20 @@ def train_classifier(
             init_from_scratch(model)
         else:
             init_from_backbone(model, backbone)
-    identity = {
-        "format_version": 1,
-        "start": weights_hash(model),
-        "dataset": dataset.fingerprint,
-        "held_out": held_out.fingerprint if held_out else "",
-        "class_names": list(config.class_names),
-        **options.to_json(),
-    }
-    model.to(workers.device)
-    micro = options.batch_size // (workers.world * options.accumulate)
-    install_drop_path(model.blocks, micro)
-    model.to(workers.device)
-    record = {"options": options.to_json(), "dataset": dataset.name, "split": dataset.split}
-    task = Task(
-        model=model,
+    task = vit_task(
+        model,
+        model.blocks,
+        dataset,
+        held_out,
+        options,
+        workers,
         samples=ClassifierSamples(dataset, config, options, len(model.blocks)),
         loss=lambda logits, targets: classifier_loss(logits[0], logits[1], targets),
-        groups=parameter_groups(
-            model, options, bare=("cls_token", "pos_embed"), new=("cls_token", "head.")
-        ),
-        prepare=lambda factors: set_drop_path(model.blocks, factors),
-        evaluate=None if held_out is None else lambda: score_labels(model, held_out, workers),
-        chosen_by=BEST_BY,
-        save=lambda path, row: save_model(model, path, {**record, **row}),
-        identity=identity,
+        bare=("cls_token", "pos_embed"),
+        new=("cls_token", "head."),
+        score=lambda found: score_labels(model, found, workers),
+        chosen_by="mAP",
+        identity={"class_names": list(config.class_names)},
     )
     done = fit(task, options, out, run=run, workers=workers, report=report)
     return model.eval(), done

@@ -11,6 +11,7 @@ import torch
 
 from wsssfast.data.dataset import Dataset
 from wsssfast.errors import WsssError
+from wsssfast.files import output_folder, require_empty
 from wsssfast.training import logs, state
 
 LISTS = ("train-ids.txt", "held-out-ids.txt")
@@ -40,21 +41,13 @@ def open_run(
     Raises:
         WsssError: a folder that cannot be used.
     """
-    if out.exists() and not out.is_dir():
-        raise WsssError(f"Expected a folder for the run, found a file at {out}.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WsssError(f"Expected to make the folder {out}: {error.strerror}.") from error
+    output_folder(out, "the run")
     if overwrite:
         for name in _OURS:
             (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / "tensorboard", ignore_errors=True)
-    if not resume and any(out.iterdir()):
-        raise WsssError(
-            f"Expected an empty or new folder with --no-resume, found files in {out}.",
-            "Leave the flag out to continue there, or discard with --overwrite.",
-        )
+    if not resume:
+        require_empty(out)
     if (out / "last.safetensors").exists() and not (out / state.NAME).exists():
         raise WsssError(
             f"Expected a run to continue in {out}, found a checkpoint without {state.NAME}.",

@@ -14,17 +14,16 @@ from torchvision.transforms import InterpolationMode, v2
 from wsssfast.data.dataset import Dataset, Mask
 from wsssfast.errors import WsssError, listing
 from wsssfast.evaluate.labels import LabelScorer
-from wsssfast.models.checkpoint import save_model, weights_hash
 from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
 from wsssfast.models.segmenter import Segmenter, segment, segmenter_loss, start_from_classifier
-from wsssfast.models.stochastic_depth import draw_factors, install_drop_path, set_drop_path
+from wsssfast.models.stochastic_depth import draw_factors
 from wsssfast.preprocess import to_tensor
 from wsssfast.shards.label_shards import LabelShards
-from wsssfast.training.fit import Report, Task, fit
-from wsssfast.training.optimise import parameter_groups
+from wsssfast.training.fit import Report, fit
 from wsssfast.training.options import RunOptions, Schedule, require
 from wsssfast.training.samples import Key, Sample, randomness, readable
 from wsssfast.training.state import Progress
+from wsssfast.training.vit import vit_task
 from wsssfast.training.workers import Workers
 
 
@@ -150,32 +149,20 @@ def train_segmenter(
         if classifier is not None:
             start_from_classifier(model, classifier)
     blocks = model.encoder.blocks
-    identity = {
-        "format_version": 1,
-        "start": weights_hash(model),
-        "dataset": dataset.fingerprint,
-        "held_out": held_out.fingerprint if held_out else "",
-        "labels": shards.identity,
-        **options.to_json(),
-    }
-    install_drop_path(blocks, options.batch_size // (workers.world * options.accumulate))
-    model.to(workers.device)
-    record = {"options": options.to_json(), "dataset": dataset.name, "split": dataset.split}
-    task = Task(
-        model=model,
+    task = vit_task(
+        model,
+        blocks,
+        dataset,
+        held_out,
+        options,
+        workers,
         samples=SegmenterSamples(dataset, shards, config, options, len(blocks)),
         loss=segmenter_loss,
-        groups=parameter_groups(
-            model,
-            options,
-            bare=("encoder.cls_token", "encoder.pos_embed"),
-            new=("norm.", "decoder."),
-        ),
-        prepare=lambda factors: set_drop_path(blocks, factors),
-        evaluate=None if held_out is None else lambda: score_masks(model, held_out, workers),
+        bare=("encoder.cls_token", "encoder.pos_embed"),
+        new=("norm.", "decoder."),
+        score=lambda found: score_masks(model, found, workers),
         chosen_by="mIoU",
-        save=lambda path, row: save_model(model, path, {**record, **row}),
-        identity=identity,
+        identity={"labels": shards.identity},
     )
     done = fit(task, options, out, run=run, workers=workers, report=report)
     return model.eval(), done
