@@ -41,9 +41,9 @@ def _config_value(path: Path, key: str, value: Any, parameter: click.Parameter) 
     wanted: type | tuple[type, ...] = str
     if isinstance(parameter, click.Option) and parameter.is_flag:
         wanted = bool
-    elif parameter.type is click.INT:
+    elif isinstance(parameter.type, click.types.IntParamType):
         wanted = int
-    elif parameter.type is click.FLOAT:
+    elif isinstance(parameter.type, click.types.FloatParamType):
         wanted = (int, float)
     if not isinstance(value, wanted) or isinstance(value, bool) is not (wanted is bool):
         name = "a number" if isinstance(wanted, tuple) else f"of type {wanted.__name__}"

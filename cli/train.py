@@ -102,8 +102,9 @@ def train(
     from wsssfast.data import open_dataset
     from wsssfast.data.dataset import hold_out
     from wsssfast.models.backbone import backbone_weights
-    from wsssfast.models.classifier import ClassifierConfig
-    from wsssfast.training.classifier import train_classifier
+    from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
+    from wsssfast.training.classifier import classifier_task
+    from wsssfast.training.fit import fit
     from wsssfast.training.folder import open_run
     from wsssfast.training.workers import join_workers
 
@@ -116,23 +117,21 @@ def train(
         dataset = dataset.subset(lambda n, item: item.id not in known, dataset.split)
     if holdout:
         dataset, held_out = hold_out(dataset, holdout)
-    backbone = None if pretrained == "none" else backbone_weights(arch, pretrained)
     config = ClassifierConfig.for_backbone(arch, dataset.class_names, image_size)
     config = replace(config, patch_head=patch_head)
+    settings = {
+        **click.get_current_context().params,
+        "dataset": dataset.name, "split": dataset.split,
+    }  # fmt: skip
     with join_workers(pick_device(device)) as workers:
-        if workers.first:
-            settings = {
-                "arch": arch, "pretrained": pretrained, "image_size": image_size,
-                "patch_head": patch_head, "recipe": recipe, **fields, "dataset": dataset.name,
-                "split": dataset.split, "val_split": val_split, "holdout": holdout,
-            }  # fmt: skip
-            open_run(out, dataset, held_out, settings, resume=resume, overwrite=overwrite)
-        workers.wait()
+        ClassTokenViT(config)  # refuses what is no backbone before its weights are looked for
+        backbone = None if pretrained == "none" else backbone_weights(arch, pretrained)
+        _, task = classifier_task(dataset, config, options, workers, backbone, held_out)
+        workers.first_does(
+            lambda: open_run(out, dataset, held_out, settings, resume=resume, overwrite=overwrite)
+        )
         with _progress(workers.first) as report:
-            _, done = train_classifier(
-                dataset, config, options, out, backbone=backbone, held_out=held_out,
-                run=run, workers=workers, report=report,
-            )  # fmt: skip
+            done = fit(task, options, out, run=run, workers=workers, report=report)
         if not workers.first:
             return
     _tell(out, done, json_path)

@@ -9,13 +9,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from wsssfast import kernels
-from wsssfast.compute import CamOptions, captures, require_stages, sum_flips
+from wsssfast.compute import CamOptions, captures, most_images, require_stages, sum_flips
 from wsssfast.data.dataset import Dataset, Item
 from wsssfast.errors import BadFile, WsssError
 from wsssfast.evaluate import THRESHOLDS, CamScorer, Truth
+from wsssfast.evaluate.masks import naming
 from wsssfast.kernels import reference
 from wsssfast.loader import load_batches
 from wsssfast.models.classifier import Capture, ClassTokenViT
@@ -119,8 +121,11 @@ def ablate(
         setting -> result of `CamScorer`, and id -> reason of images that could not be scored.
 
     Raises:
-        WsssError: a stage that this model has not, or no masks at all.
+        WsssError: a stage that this model has not, a mask that does not fit its image, or no masks
+            at all.
     """
+    if min(batch_size, decode_workers, score_workers) < 1:
+        raise WsssError("Expected a batch size and numbers of workers of at least 1.")
     require_stages(model, sorted({setting.stage for setting in settings}))
     scorers = {setting: CamScorer(dataset.class_names, thresholds) for setting in settings}
     most = max(setting.c2p_layers or 1 for setting in settings)
@@ -133,21 +138,22 @@ def ablate(
             if batch.error:
                 failed[batch.items[0].id] = batch.error
             else:
-                truths = _truths(dataset, batch.items, failed)
-                labels = [item.labels for item in batch.items]
-                try:
-                    taken = list(captures(model, batch.images, labels, wide))
-                except BadFile as error:
-                    failed |= {item.id: str(error) for item in batch.items}
-                    taken, truths = [], {}
-                grids = _grids(taken, settings, base, depth)
-                jobs = [
-                    (scorers[setting], epsilons[setting],
-                     [(truths[item.id], [g[n, : len(item.labels)] for g in per_scale])
-                      for n, item in enumerate(batch.items) if item.id in truths])
-                    for setting, per_scale in grids.items()
-                ]  # fmt: skip
-                list(pool.map(_score, jobs))
+                fits = max(1, most_images(model, batch.images[0].size, wide))
+                for start in range(0, len(batch.items), fits):
+                    some = slice(start, start + fits)
+                    items = _masked(dataset, batch.items[some], batch.images[some], failed)
+                    try:
+                        grids = _grids(model, items, settings, base, wide)
+                    except BadFile as error:
+                        failed |= {item.id: str(error) for item, _, _ in items}
+                        continue
+                    jobs = [
+                        (scorers[setting], epsilons[setting],
+                         [(item, truth, image.size, [grid[n, : len(item.labels)] for grid in found])
+                          for n, (item, image, truth) in enumerate(items)])
+                        for setting, found in grids.items()
+                    ]  # fmt: skip
+                    list(pool.map(_score, jobs))
             progress(len(batch.items))
     if not any(scorer.images for scorer in scorers.values()):
         raise WsssError(
@@ -157,41 +163,57 @@ def ablate(
     return {setting: scorer.result() for setting, scorer in scorers.items()}, failed
 
 
-def _score(job: tuple[CamScorer, float, list[tuple[Truth, list[NDArray[np.float32]]]]]) -> None:
+_Masked = tuple[Item, Image.Image, Truth]
+_Scored = tuple[Item, Truth, tuple[int, int], list[NDArray[np.float32]]]
+
+
+def _score(job: tuple[CamScorer, float, list[_Scored]]) -> None:
     """Count some images for one scorer: no two threads add to the same counts."""
     scorer, epsilon, images = job
-    for truth, grids in images:
-        scorer.add_truth(truth, full_size(grids, truth.size, epsilon))
+    for item, truth, (width, height), grids in images:
+        with naming(item.id):
+            scorer.add_truth(truth, full_size(grids, (height, width), epsilon))
 
 
-def _truths(dataset: Dataset, items: Sequence[Item], failed: dict[str, str]) -> dict[str, Truth]:
-    truths = {}
-    for item in items:
+def _masked(
+    dataset: Dataset,
+    items: Sequence[Item],
+    images: Sequence[Image.Image],
+    failed: dict[str, str],
+) -> list[_Masked]:
+    """Those of the items that have a mask; `failed` gets unreadable ones."""
+    found = []
+    for item, image in zip(items, images, strict=True):
         try:
             mask = dataset.load_mask(item)
         except BadFile as error:
             failed[item.id] = f"mask: {error}"
             continue
         if mask is not None:
-            labels = np.array(item.labels, np.int64)
-            truths[item.id] = Truth.of(mask, labels, len(dataset.class_names))
-    return truths
+            with naming(item.id):
+                labels = np.array(item.labels, np.int64)
+                truth = Truth.of(mask, labels, len(dataset.class_names))
+            found.append((item, image, truth))
+    return found
 
 
 def _grids(
-    taken: Sequence[tuple[Capture, int]],
+    model: ClassTokenViT,
+    items: Sequence[_Masked],
     settings: Sequence[Setting],
     base: CamOptions,
-    depth: int,
+    wide: CamOptions,
 ) -> dict[Setting, list[NDArray[np.float32]]]:
-    """Per setting and scale, maps [n, K, h, w] with the flips summed."""
+    """Per setting and scale, maps [n, K, h, w] with the flips summed; nothing without items."""
     grids: dict[Setting, list[NDArray[np.float32]]] = {setting: [] for setting in settings}
-    for capture, images in taken:
-        maps = _Refinement(capture, base, depth)
+    if not items:
+        return {}
+    images, labels = [image for _, image, _ in items], [item.labels for item, _, _ in items]
+    for capture, count in captures(model, images, labels, wide):
+        maps = _Refinement(capture, base, len(model.blocks))
         h, w = capture.cam.shape[-2:]
         for setting in settings:
-            grid = sum_flips(maps.of(setting), images, (h, w))
-            grids[setting].append(grid.cpu().numpy())
+            grids[setting].append(sum_flips(maps.of(setting), count, (h, w)).cpu().numpy())
     return grids
 
 

@@ -65,6 +65,28 @@ def test_recipe_below_config_below_flags(tmp_path):
         assert chosen["pretrained"] == "timm"
 
 
+def test_images_of_the_validation_split_are_not_trained_on(tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text('val-split = "train:6"\nholdout = 0\n')  # an integer with a range
+    out = tmp_path / "run"
+    args = ["--dataset", "synthetic", "--split", "train:14", "--out", out, "--config", config]
+    assert run(*args, *SMALL, "--epochs", "1").exit_code == 0
+    trained = (out / "train-ids.txt").read_text().split()
+    assert trained == [f"train_{n:05d}" for n in range(6, 14)]
+    assert len((out / "held-out-ids.txt").read_text().split()) == 6
+
+
+def test_overwrite_discards_nothing_before_all_options_are_checked(tmp_path):
+    out = tmp_path / "run"
+    args = ["--dataset", "synthetic", "--split", "train:8", "--out", out, *SMALL, "--epochs", "1"]
+    assert run(*args).exit_code == 0
+    before = (out / "last.safetensors").read_bytes()
+    for wrong in (["--batch-size", "99"], ["--rand-augment", "x"], ["--resize", "16"]):
+        assert isinstance(run(*args, "--overwrite", *wrong).exception, WsssError)
+        assert (out / "last.safetensors").read_bytes() == before
+        assert (out / "log.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -2,14 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from support import folder_dataset, tiny_model
 
 from wsssfast.ablate import Setting, ablate, settings_of
 from wsssfast.cli.main import main
 from wsssfast.compute import CamOptions
 from wsssfast.data import open_dataset
+from wsssfast.errors import WsssError
 from wsssfast.evaluate import evaluate_cams
 from wsssfast.export import export_cams
 from wsssfast.models.checkpoint import save_model
@@ -80,3 +83,11 @@ def test_the_command(tmp_path):
     assert all(len(row["curve"]) == 60 for row in rows)
     for wrong in (["--ratios", "2"], ["--alphas", "-1"], ["--layers", "1.5"]):
         assert "Expected" in str(CliRunner().invoke(main, [*args, *wrong]).exception)
+
+
+def test_a_mask_that_does_not_fit_is_refused_by_name(tmp_path):
+    root = folder_dataset(tmp_path / "d")
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(root / "masks" / "im1.png")
+    dataset = open_dataset("folder", root)
+    with pytest.raises(WsssError, match=r"im1.*image's size"):
+        ablate(tiny_model(), dataset, [Setting("original")], BASE)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from wsssfast import demo
+from wsssfast.errors import WsssError
 from wsssfast.kernels import STAGES
 from wsssfast.models.checkpoint import load_model, load_segmenter
 
@@ -44,3 +45,11 @@ def test_the_final_cam_beats_the_original_by_far(tmp_path):
     assert stages["original"] < stages["modulated"] < stages["final"]
     assert stages["final"] > stages["original"] + 0.05
     assert result.segmenter > stages["original"]
+
+
+def test_folders_that_no_demo_made_are_left_alone(tmp_path):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "precious.txt").write_text("mine")
+    with pytest.raises(WsssError, match="former demo, found labels"):
+        demo.run_demo(tmp_path, 0)
+    assert (tmp_path / "labels" / "precious.txt").read_text() == "mine"

@@ -43,15 +43,16 @@ class Segmenter(nn.Module):
 
 
 def segmenter_loss(scores: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy over the pixels that are not 255; 0 where all are.
+    """Cross-entropy of the pixels that are not 255, over the number of all pixels.
+
+    Over all, so that a step's loss does not depend on how its images are shared out.
 
     Args:
         scores: [B, C + 1, H, W].
         targets: int64 [B, H, W] of 0..C and 255.
     """
     total = F.cross_entropy(scores, targets, ignore_index=IGNORE, reduction="sum")
-    counted: Tensor = (targets != IGNORE).sum().clamp(min=1)
-    return total / counted
+    return total / targets.numel()
 
 
 def start_from_classifier(segmenter: Segmenter, classifier: ClassTokenViT) -> None:

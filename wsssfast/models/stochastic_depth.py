@@ -19,11 +19,9 @@ class SampleDropPath(nn.Module):
         factor: [B], 0 for a dropped sample and 1 / (1 - rate) for a kept one.
     """
 
-    factor: Tensor
-
     def __init__(self, batch_size: int) -> None:
         super().__init__()
-        self.register_buffer("factor", torch.ones(batch_size), persistent=False)
+        self.factor = torch.ones(batch_size)  # no buffer: workers must not share it
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] times its factors in training; unchanged otherwise."""
@@ -42,8 +40,8 @@ def set_drop_path(blocks: nn.Sequential, factors: Tensor) -> None:
     """Set the factors [B, 2 * depth] of the coming batch, in place."""
     for index, block in enumerate(blocks):
         slots: Any = block
-        slots.drop_path1.factor.copy_(factors[:, 2 * index])
-        slots.drop_path2.factor.copy_(factors[:, 2 * index + 1])
+        for place, path in enumerate((slots.drop_path1, slots.drop_path2)):
+            path.factor = path.factor.to(factors.device).copy_(factors[:, 2 * index + place])
 
 
 def draw_factors(rng: np.random.RandomState, rate: float, depth: int) -> NDArray[np.float32]:

@@ -165,7 +165,7 @@ def require_same_identity(found: dict[str, Any], wanted: dict[str, Any], folder:
     ]
     if differ:
         raise WsssError(
-            f"Expected shards of this configuration in {folder}, found others: {listing(differ)}.",
+            f"Expected results of this configuration in {folder}, found others: {listing(differ)}.",
             "Choose another --out, or discard them with --overwrite.",
         )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wsssfast.data.dataset import Dataset
 from wsssfast.errors import BadFile
+from wsssfast.files import output_folder
 from wsssfast.models.classifier import (
     ClassifierConfig,
     ClassTokenViT,
@@ -21,7 +22,7 @@ from wsssfast.models.classifier import (
 )
 from wsssfast.models.scratch import init_from_scratch
 from wsssfast.preprocess import to_tensor
-from wsssfast.training.fit import Report, fit
+from wsssfast.training.fit import Report, Task, fit
 from wsssfast.training.options import ClassifierOptions, RunOptions
 from wsssfast.training.samples import ClassifierSamples, readable
 from wsssfast.training.state import Progress
@@ -38,7 +39,6 @@ def train_classifier(
     backbone: dict[str, Tensor] | None = None,
     held_out: Dataset | None = None,
     run: RunOptions | None = None,
-    workers: Workers | None = None,
     report: Callable[[Report], None] = lambda report: None,
 ) -> tuple[ClassTokenViT, Progress]:
     """Train, or go on training; the same arguments give the same weights on the same machine.
@@ -51,17 +51,42 @@ def train_classifier(
         backbone: ImageNet weights to start from; from scratch where None.
         held_out: scored after each epoch, never trained on.
         run: how to carry it out.
-        workers: this process among those of the run.
-        report: called on the first worker now and then.
+        report: called now and then.
 
     Returns:
         The trained model in evaluation mode, and how the run went.
 
     Raises:
-        WsssError: weights of another architecture, and what `fit` raises.
+        WsssError: what `classifier_task` and `fit` raise.
     """
-    run, workers = run or RunOptions(), workers or Workers()
-    out.mkdir(parents=True, exist_ok=True)
+    model, task = classifier_task(dataset, config, options, Workers(), backbone, held_out)
+    output_folder(out, "the run")
+    done = fit(task, options, out, run=run, report=report)
+    return model.eval(), done
+
+
+def classifier_task(
+    dataset: Dataset,
+    config: ClassifierConfig,
+    options: ClassifierOptions,
+    workers: Workers,
+    backbone: dict[str, Tensor] | None = None,
+    held_out: Dataset | None = None,
+) -> tuple[ClassTokenViT, Task]:
+    """A new classifier and the task of training it; whatever does not fit is refused here.
+
+    Args:
+        dataset: images and labels.
+        config: the network.
+        options: schedule and augmentation.
+        workers: this process among those of the run.
+        backbone: ImageNet weights to start from; from scratch where None.
+        held_out: scored after each epoch.
+
+    Raises:
+        WsssError: options that do not fit data or network, weights of another architecture, or no
+            image that can be read.
+    """
     readable(dataset, 0)  # at least one image, before any process is started
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
@@ -84,9 +109,10 @@ def train_classifier(
         score=lambda found: score_labels(model, found, workers),
         chosen_by="mAP",
         identity={"class_names": list(config.class_names)},
+        # from scratch the weights depend on the number of threads: an SVD draws them
+        start="" if backbone else f"scratch {config.to_json()}",
     )
-    done = fit(task, options, out, run=run, workers=workers, report=report)
-    return model.eval(), done
+    return model, task
 
 
 @torch.no_grad()
@@ -103,13 +129,13 @@ def score_labels(
 
     Returns:
         `mAP` (class logits, Eq. 7) and, with a patch head, `mAP_patch` (Eq. 9), means over the
-        classes that occur; `AP`, per class of the class logits; `images`; `unreadable`, how many
-        were left out.
+        classes that occur; `AP`, per class of the class logits; `images`; `unreadable`, id ->
+        reason of those that were left out.
     """
     side = model.config.image_size
     scores: list[NDArray[np.float32]] = []
     truth: list[tuple[int, ...]] = []
-    unreadable = 0
+    failed: dict[str, str] = {}
     waiting: list[Image.Image] = []
 
     def score() -> None:
@@ -122,15 +148,15 @@ def score_labels(
     for item in dataset.items[workers.rank :: workers.world]:
         try:
             image = dataset.load_image(item)
-        except BadFile:
-            unreadable += 1
+        except BadFile as error:
+            failed[item.id] = str(error)
             continue
         waiting.append(image.resize((side, side), Image.Resampling.BICUBIC))
         truth.append(item.labels)
         if len(waiting) == batch_size:
             score()
     score()
-    gathered = workers.gather((scores, truth, unreadable))
+    gathered = workers.gather((scores, truth, failed))
     parts = [part for found, _, _ in gathered for part in found]
     labels = [classes for _, found, _ in gathered for classes in found]
     table = np.concatenate(parts) if parts else np.zeros((0, 1, model.num_classes), np.float32)
@@ -145,7 +171,8 @@ def score_labels(
     for key in list(result):
         result[f"m{key}"] = math.fsum(result[key].values()) / max(1, len(result[key]))
     result.pop("AP_patch", None)
-    return {**result, "images": len(labels), "unreadable": sum(n for _, _, n in gathered)}
+    unreadable = {k: v for _, _, bad in gathered for k, v in bad.items()}
+    return {**result, "images": len(labels), "unreadable": unreadable}
 
 
 def average_precision(

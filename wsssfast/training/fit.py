@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from wsssfast.training.workers import (
     leave_signals_to_parent,
 )
 
+_TOGETHER = 10  # steps between two questions to all workers whether to stop or save
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -40,7 +42,8 @@ class Task:
         loss: of the model's output and a batch's targets.
         groups: parameter groups, from `optimise.parameter_groups`.
         prepare: called with the model and a batch's factors of stochastic depth before the forward.
-        evaluate: scores after an epoch, called on every worker; None where nothing is held out.
+        evaluate: scores after an epoch, called on every worker; None where nothing is held out. Its
+            `unreadable` holds id -> reason of what could not be scored.
         chosen_by: which of the scores makes a checkpoint the best, larger being better.
         save: writes the model alone to a file.
         identity: everything that changes the result.
@@ -111,7 +114,7 @@ def fit(
     """
     run, workers = run or RunOptions(), workers or Workers()
     length = len(task.samples)  # type: ignore[arg-type]
-    _require_sizes(length, options, workers)
+    require_sizes(length, options, workers)
     per_epoch = length // options.batch_size
     optimiser = build_optimiser(task.groups, options)
     progress = load_state(out, task.model, optimiser, task.identity)
@@ -122,13 +125,30 @@ def fit(
     with interruption() as asked:
         try:
             loop.run(range(progress.step, total), length, asked)
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            raise WsssError(
+                f"A loader process died: {error}.",
+                "Often memory ran out: reduce --loader-workers, then run the same command again.",
+                WORKER_FAILED,
+            ) from error
+        except OSError as error:
+            raise WsssError(
+                f"Expected room and the right to write in {out}: {error.strerror or error}.",
+                "Mend it and run the same command again: it goes on from the state saved last.",
+            ) from error
         finally:
-            if loop.logs:
-                loop.logs.close()
+            loop.close()
     return progress
 
 
-def _require_sizes(length: int, options: Schedule, workers: Workers) -> None:
+def require_sizes(length: int, options: Schedule, workers: Workers) -> None:
+    """Refuse a batch that does not divide among the workers, or more than there are images.
+
+    Raises:
+        WsssError: says which.
+    """
     parts = workers.world * options.accumulate
     if options.batch_size % parts:
         raise WsssError(
@@ -165,24 +185,31 @@ class _Loop:
         self.scaler = torch.amp.GradScaler(kind, enabled=options.precision == "fp16")
         if progress.scaler:
             self.scaler.load_state_dict(progress.scaler)
+        if progress.step == 0:
+            self._save()  # from here on the folder holds a run that can be continued
         self.logs = Logs(out, progress.step) if workers.first else None
+        self.batches: Iterator[Sample] = iter(())
         self.pending: list[tuple[int, float, Tensor]] = []  # step, rate, loss
         self.since = self.saved = time.perf_counter()
         self.waited = 0.0
 
     def run(self, steps: range, length: int, asked: Interruption) -> None:
         """Train the given steps."""
-        batches = self._batches(steps, length)
+        self.batches = self._batches(steps, length)
         for step in steps:
             rate = rate_at(step, self.per_epoch, self.options)
             set_rate(self.optimiser, rate)
-            self.pending.append((step + 1, rate, self._step(batches)))
+            self.pending.append((step + 1, rate, self._step()))
             self.progress.step = step + 1
-            due = time.perf_counter() - self.saved > 60 * self.settings.save_minutes
-            stop, due = self.workers.most(asked.asked, due)
             ended = (step + 1) % self.per_epoch == 0
+            stop = due = False
+            if self.workers.world == 1 or ended or step % _TOGETHER == 0:
+                due = time.perf_counter() - self.saved > 60 * self.settings.save_minutes
+                stop, due = self.workers.most(asked.asked, due)
             if ended or stop or due or len(self.pending) >= self.settings.log_steps:
                 told = self._flush(steps.stop)
+                if ended or stop or due:
+                    self._require_finite_weights()
                 if ended:
                     told = self._end_epoch(told)
                 if ended or stop or due:
@@ -211,15 +238,22 @@ class _Loop:
                 pin_memory=workers.device.startswith("cuda"),
                 worker_init_fn=leave_signals_to_parent,
                 generator=torch.Generator(),  # or it draws from the global one
+                multiprocessing_context="fork" if run.loader_workers else None,
             )
         )
 
-    def _step(self, batches: Iterator[Sample]) -> Tensor:
+    def close(self) -> None:
+        """End the loader processes, which nothing else would, and the logs."""
+        getattr(self.batches, "_shutdown_workers", lambda: None)()
+        if self.logs:
+            self.logs.close()
+
+    def _step(self) -> Tensor:
         """One optimiser step; returns its loss, still on the device."""
         parts, device = self.options.accumulate, self.workers.device
         total = torch.zeros((), device=device)
         for part in range(parts):
-            batch = self._next(batches)
+            batch = self._next()
             self.progress.failed.update(batch.failed)
             self.task.prepare(batch.keep.to(device, non_blocking=True))
             image = batch.image.to(device, non_blocking=True)
@@ -234,18 +268,12 @@ class _Loop:
         self.optimiser.zero_grad(set_to_none=True)
         return total
 
-    def _next(self, batches: Iterator[Sample]) -> Sample:
+    def _next(self) -> Sample:
         start = time.perf_counter()
         try:
-            batch = next(batches)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise WsssError(
-                f"A loader process died: {error}.",
-                "Often memory ran out: reduce --loader-workers, then run the same command again.",
-                WORKER_FAILED,
-            ) from error
+            batch = next(self.batches)
+        except WsssError as error:  # from a loader process it brings the traceback along
+            raise WsssError(error.message.rpartition("WsssError: ")[2]) from error
         self.waited += time.perf_counter() - start
         return batch
 
@@ -294,6 +322,14 @@ class _Loop:
         self.since, self.waited = now, 0.0
         return told
 
+    def _require_finite_weights(self) -> None:
+        """Nothing that a NaN has reached is scored or saved."""
+        if not all(bool(p.isfinite().all()) for p in self.task.model.parameters()):
+            raise WsssError(
+                f"Expected finite weights, found NaN or infinity after step {self.progress.step}.",
+                "Lower --rate and start anew; the state saved last is from before.",
+            )
+
     def _end_epoch(self, told: Report) -> Report:
         """Score, log, and write the models."""
         for failed in self.workers.gather(self.progress.failed):
@@ -304,6 +340,7 @@ class _Loop:
             with torch.no_grad(), self._autocast():
                 scores = self.task.evaluate()
             self.task.model.train()
+            self.progress.failed.update(scores.get("unreadable", {}))
         epoch = self.progress.step // self.per_epoch
         if self.logs:
             row = {"step": self.progress.step, "epoch": epoch, "scores": scores or {}}
@@ -329,9 +366,11 @@ class _Loop:
 def _wrap(model: nn.Module, run: RunOptions, workers: Workers) -> Callable[[Tensor], Any]:
     """The model as it is called in training."""
     model.train()
+    if run.compile and workers.device == "cpu" and not (which("g++") or which("clang++")):
+        raise WsssError("Expected a C++ compiler for --compile, found none.", "Leave it out.")
     net: Any = torch.compile(model) if run.compile else model
     if workers.world > 1:
         devices = [workers.device] if workers.device.startswith("cuda") else None
-        net = DistributedDataParallel(net, device_ids=devices, broadcast_buffers=False)
+        net = DistributedDataParallel(net, device_ids=devices)
     called: Callable[[Tensor], Any] = net
     return called

@@ -45,6 +45,8 @@ def open_run(
     if overwrite:
         for name in _OURS:
             (out / name).unlink(missing_ok=True)
+        for partial in out.glob(".*.partial"):
+            partial.unlink()
         shutil.rmtree(out / "tensorboard", ignore_errors=True)
     if not resume:
         require_empty(out)
@@ -60,6 +62,7 @@ def open_run(
     text = json.dumps({**settings, "versions": versions}, indent=1, default=str)
     (out / "options.json").write_text(text + "\n", encoding="utf-8")
     for name, part in zip(LISTS, (dataset, held_out), strict=True):
+        (out / name).unlink(missing_ok=True)
         if part is not None:
             lines = "".join(f"{item.id}\n" for item in part)
             (out / name).write_text(lines, encoding="utf-8")

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from wsssfast.files import publish
+
 NAME = "log.jsonl"
 
 
@@ -20,7 +22,8 @@ class Logs:
 
         path = out / NAME
         kept = [line for line in read_log(out) if line["step"] <= step] if step else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        publish(path, lambda partial: partial.write_text(text, encoding="utf-8"))
         self._lines = path.open("a", encoding="utf-8")
         self._board: Any = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
@@ -53,7 +56,7 @@ def read_log(out: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except ValueError:  # a line that a kill cut short

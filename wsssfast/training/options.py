@@ -84,7 +84,8 @@ class ClassifierOptions(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, ("drop_path", "jitter", "erase"), 0, 1)
+        require(self, ("jitter", "erase"), 0, 1)
+        require(self, ("drop_path",), 0, 0.95)
         require(self, ("least_area",), 1e-3, 1)
         require(self, ("resize",), 0, 8192)
 
@@ -105,8 +106,13 @@ class RunOptions:
     save_minutes: float = 10.0
     log_steps: int = 20
 
+    def __post_init__(self) -> None:
+        require(self, ("loader_workers",), 0, 1024)
+        require(self, ("log_steps",), 1, 10**9)
+        require(self, ("save_minutes",), 0, 1e9)
 
-def require(options: Schedule, names: tuple[str, ...], least: float, most: float) -> None:
+
+def require(options: object, names: tuple[str, ...], least: float, most: float) -> None:
     """Refuse fields outside [least, most].
 
     Raises:

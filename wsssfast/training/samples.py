@@ -117,7 +117,12 @@ def randomness(seed: int, epoch: int, index: int) -> Iterator[np.random.RandomSt
 def _transforms(config: ClassifierConfig, options: ClassifierOptions) -> tuple[Any, Any]:
     """What is done to PIL images, and to normalised tensors."""
     size = config.image_size
-    crop = max(size, options.resize)
+    crop = options.resize or size
+    if crop < size:
+        raise WsssError(
+            f"Expected to resize to at least the image size {size}, found {crop}.",
+            "Give --resize as well as --image-size, or 0.",
+        )
     steps: list[Any] = [
         v2.RandomResizedCrop(
             crop, scale=(options.least_area, 1.0), interpolation=InterpolationMode.BICUBIC
@@ -131,7 +136,11 @@ def _transforms(config: ClassifierConfig, options: ClassifierOptions) -> tuple[A
 
         try:
             grey = tuple(min(255, round(255 * x)) for x in config.mean)
-            hparams = {"translate_const": int(size * 0.45), "img_mean": grey}
+            hparams = {
+                "translate_const": int(size * 0.45),
+                "img_mean": grey,
+                "interpolation": Image.Resampling.BICUBIC,
+            }
             steps.append(rand_augment_transform(options.rand_augment, hparams))
         except (AssertionError, ValueError, KeyError) as error:
             raise WsssError(

@@ -12,8 +12,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from wsssfast.data.dataset import Dataset, Mask
-from wsssfast.errors import WsssError, listing
+from wsssfast.errors import BadFile, WsssError, listing
 from wsssfast.evaluate.labels import LabelScorer
+from wsssfast.evaluate.masks import naming
+from wsssfast.files import output_folder
 from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
 from wsssfast.models.segmenter import Segmenter, segment, segmenter_loss, start_from_classifier
 from wsssfast.models.stochastic_depth import draw_factors
@@ -43,7 +45,8 @@ class SegmenterOptions(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, ("drop_path", "jitter"), 0, 1)
+        require(self, ("jitter",), 0, 1)
+        require(self, ("drop_path",), 0, 0.95)
         require(self, ("least_area",), 1e-3, 1)
 
 
@@ -141,7 +144,7 @@ def train_segmenter(
     """
     run, workers = run or RunOptions(), workers or Workers()
     dataset = _with_labels(dataset, shards)
-    out.mkdir(parents=True, exist_ok=True)
+    output_folder(out, "the run")
     readable(dataset, 0)  # at least one image, before any process is started
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
@@ -177,19 +180,28 @@ def score_masks(model: Segmenter, dataset: Dataset, workers: Workers) -> dict[st
         workers: this process among them; every one gets the result.
 
     Returns:
-        `mIoU` and the result of `LabelScorer`, beside `images`.
+        `mIoU` and the result of `LabelScorer`; `images`, how many; `unreadable`, id -> reason of
+        those that were left out.
     """
     scorer, images = LabelScorer(dataset.class_names), 0
+    failed: dict[str, str] = {}
     for item in dataset.items[workers.rank :: workers.world]:
-        mask = dataset.load_mask(item)
-        if mask is not None:
-            scorer.add(predict_mask(model, dataset, item.id), mask)
-            images += 1
-    whole = LabelScorer(dataset.class_names)
-    for other in workers.gather(scorer):
+        try:
+            mask = dataset.load_mask(item)
+            if mask is not None:
+                with naming(item.id):
+                    scorer.add(predict_mask(model, dataset, item.id), mask)
+                images += 1
+        except BadFile as error:
+            failed[item.id] = str(error)
+    whole, count = LabelScorer(dataset.class_names), 0
+    unreadable: dict[str, str] = {}
+    for other, found, bad in workers.gather((scorer, images, failed)):
         whole.merge(other)
+        count += found
+        unreadable |= bad
     result = whole.result()
-    return {"mIoU": result["miou"], **result, "images": sum(workers.gather(images))}
+    return {"mIoU": result["miou"], **result, "images": count, "unreadable": unreadable}
 
 
 def predict_mask(model: Segmenter, dataset: Dataset, image_id: str) -> Mask:

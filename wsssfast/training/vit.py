@@ -11,7 +11,7 @@ from wsssfast.models.checkpoint import save_model, weights_hash
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.models.segmenter import Segmenter
 from wsssfast.models.stochastic_depth import install_drop_path, set_drop_path
-from wsssfast.training.fit import Task
+from wsssfast.training.fit import Task, require_sizes
 from wsssfast.training.optimise import parameter_groups
 from wsssfast.training.options import Schedule
 from wsssfast.training.samples import Sample
@@ -33,6 +33,7 @@ def vit_task(
     score: Callable[[Dataset], dict[str, Any]],
     chosen_by: str,
     identity: dict[str, Any],
+    start: str = "",
 ) -> Task:
     """The task of training a model, which is moved to its worker's device.
 
@@ -50,14 +51,19 @@ def vit_task(
         score: scores of the model on a data set.
         chosen_by: which of them makes a checkpoint the best.
         identity: what changes the result besides weights, data and options.
+        start: what stands for the weights to start from; their hash where empty.
+
+    Raises:
+        WsssError: a batch that does not divide among the workers, or more than there are images.
     """
+    require_sizes(len(dataset), options, workers)
     whole = {
         "format_version": 1,
-        "start": weights_hash(model),
+        "start": start or weights_hash(model),
         "dataset": dataset.fingerprint,
         "held_out": held_out.fingerprint if held_out else "",
         **identity,
-        **options.to_json(),
+        **{k: v for k, v in options.to_json().items() if k != "accumulate"},
     }
     record = {"options": options.to_json(), "dataset": dataset.name, "split": dataset.split}
     install_drop_path(blocks, options.batch_size // (workers.world * options.accumulate))

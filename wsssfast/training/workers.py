@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -34,10 +35,21 @@ class Workers:
         """Whether this is the one that writes and prints."""
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Until every worker is here."""
-        if self.world > 1:
-            dist.barrier()
+    def first_does(self, action: Callable[[], object]) -> None:
+        """Let the first worker do something while the others wait; all fail if it does.
+
+        Raises:
+            WsssError: the first worker's.
+        """
+        problem = None
+        if self.first:
+            try:
+                action()
+            except WsssError as error:
+                problem = (error.message, error.remedy, error.code)
+        problem = self.gather(problem)[0]
+        if problem:
+            raise WsssError(*problem)
 
     def most(self, *flags: bool) -> tuple[bool, ...]:
         """Each flag: whether any worker raised it."""
@@ -70,7 +82,7 @@ def join_workers(device: str) -> Iterator[Workers]:
         device: "cpu" or "cuda".
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    if world == 1 or "RANK" not in os.environ:  # some schedulers set the first alone
         yield Workers(device=device)
         return
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
@@ -106,6 +118,9 @@ class Interruption:
 def interruption() -> Iterator[Interruption]:
     """Catch SIGINT and SIGTERM as a wish to stop at the next good moment."""
     asked = Interruption()
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other do it
+        yield asked
+        return
     before = {s: signal.signal(s, asked) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked

@@ -1,10 +1,12 @@
 """The loop: repeatable, exactly resumable, and the same however it is shared out."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from support import tiny_config
 
 from wsssfast.data import open_dataset
 from wsssfast.data.dataset import hold_out
-from wsssfast.errors import INTERRUPTED, WsssError
+from wsssfast.errors import INTERRUPTED, WORKER_FAILED, WsssError
 from wsssfast.models.checkpoint import load_model, weights_hash
 from wsssfast.training.classifier import train_classifier
 from wsssfast.training.logs import read_log
@@ -123,15 +125,19 @@ import sys
 sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
 from pathlib import Path
 from test_fit import *
+from wsssfast.training.classifier import classifier_task
+from wsssfast.training.fit import fit
 from wsssfast.training.workers import join_workers
 scenes = open_dataset("synthetic", split="train:30")
+out = Path({str(tmp_path / "two")!r})
 with join_workers("cpu") as workers:
-    train_classifier(scenes, tiny_config(classes=scenes.class_names), options(),
-                     Path({str(tmp_path / "two")!r}), run=QUIET, workers=workers,
-                     held_out=open_dataset("synthetic", split="val:9"))
+    workers.first_does(out.mkdir)
+    task = classifier_task(scenes, tiny_config(classes=scenes.class_names), options(), workers,
+                           held_out=open_dataset("synthetic", split="val:9"))[1]
+    fit(task, options(), out, run=QUIET, workers=workers)
 """
     )
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29531"]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(
         [sys.executable, *launch, str(script)],
         capture_output=True,
@@ -202,3 +208,58 @@ def test_compiled_it_trains_alike(tmp_path):
     train(tmp_path / "plain")
     train(tmp_path / "compiled", run=RunOptions(loader_workers=0, compile=True, log_steps=1))
     assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "compiled"), abs=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_resumes_exactly_too(tmp_path, precision):
+    chosen = options(precision=precision, epochs=1)
+    train(tmp_path / "whole", chosen)
+    with pytest.raises(WsssError, match="Run the same command again"):
+        train(tmp_path / "cut", chosen, report=interrupt_at(1))
+    train(tmp_path / "cut", chosen)
+    same = [load_model(tmp_path / n / "last.safetensors") for n in ("whole", "cut")]
+    assert weights_hash(same[0]) == weights_hash(same[1])
+
+
+def test_a_loader_process_that_dies_is_told_in_one_line(tmp_path):
+    def kill(told):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+
+    with pytest.raises(WsssError, match="A loader process died") as caught:
+        train(tmp_path, options(epochs=40), RunOptions(loader_workers=1, log_steps=1), report=kill)
+    assert caught.value.code == WORKER_FAILED
+    assert multiprocessing.active_children() == []
+
+
+def test_an_error_in_a_loader_process_is_one_line_and_leaves_none_behind(tmp_path):
+    scenes = open_dataset("synthetic", split="train:30")
+    seen = []
+
+    def unreadable(item):
+        seen.append(item)
+        if len(seen) > 4:
+            raise WsssError("Expected something, found nothing.", "Mend it.")
+        return scenes.load_image(item)
+
+    broken = replace(scenes, load_image=unreadable)
+    with pytest.raises(WsssError) as caught:
+        train_classifier(
+            broken, tiny_config(classes=scenes.class_names), options(), tmp_path,
+            run=RunOptions(loader_workers=1),
+        )  # fmt: skip
+    assert caught.value.message == "Expected something, found nothing. Mend it."
+    assert multiprocessing.active_children() == []
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    """The loss of the last step before a save is that of the weights before the step."""
+
+    def explode(optimiser, rate):
+        for group in optimiser.param_groups:
+            group["lr"] = float("inf")
+
+    monkeypatch.setattr("wsssfast.training.fit.set_rate", explode)
+    with pytest.raises(WsssError, match="finite weights"):
+        train(tmp_path, options(epochs=1, batch_size=30))
+    assert not (tmp_path / "last.safetensors").exists()

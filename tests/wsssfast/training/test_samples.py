@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support import folder_dataset, tiny_config
+from support import folder_dataset, tiny_config, tiny_model
 
 from wsssfast.data import open_dataset
 from wsssfast.errors import WsssError
+from wsssfast.models.stochastic_depth import install_drop_path, set_drop_path
 from wsssfast.training.options import ClassifierOptions
 from wsssfast.training.samples import ClassifierSamples, StepKeys, randomness
 
@@ -96,3 +97,21 @@ def test_steps_are_shared_out_without_loss():
         shared = [k for part in range(2) for r in range(2) for k in parts[r][2 * step + part]]
         assert shared == whole[step]
     assert list(StepKeys(19, 8, 1, 0, 1, seed=3, steps=range(3, 4))) == whole[3:]
+
+
+def test_stochastic_depth_drops_the_samples_that_it_is_told_to():
+    model = tiny_model()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    whole = model(images)[0]
+    install_drop_path(model.blocks, 2)
+    assert torch.equal(model(images)[0], whole)  # not in evaluation
+    model.train()
+    factors = torch.ones(2, 8)
+    set_drop_path(model.blocks, factors)
+    assert torch.equal(model(images)[0], whole)
+    factors[1] = 0
+    set_drop_path(model.blocks, factors)
+    dropped = model(images)[0]
+    assert torch.allclose(dropped[0], whole[0])
+    embedded = model._embed(images)[1, : model.num_classes].mean(-1)
+    assert torch.allclose(dropped[1], embedded)  # every branch of the second image is gone
