@@ -138,10 +138,8 @@ def ablate(
             if batch.error:
                 failed[batch.items[0].id] = batch.error
             else:
-                fits = max(1, most_images(model, batch.images[0].size, wide))
-                for start in range(0, len(batch.items), fits):
-                    some = slice(start, start + fits)
-                    items = _masked(dataset, batch.items[some], batch.images[some], failed)
+                for part in batch.parts(most_images(model, batch.images[0].size, wide)):
+                    items = _masked(dataset, part.items, part.images, failed)
                     try:
                         grids = _grids(model, items, settings, base, wide)
                     except BadFile as error:

@@ -13,8 +13,9 @@ from wsssfast.loader import load_batches
 from wsssfast.models.checkpoint import weights_hash
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.shards.format import DEFAULT_SHARD_SIZE, Sidecar, stored_bytes
-from wsssfast.shards.resume import ExportSummary, done_shards, telling_full_disk, versions
+from wsssfast.shards.resume import ExportSummary, done_shards, telling_full_disk
 from wsssfast.shards.writer import CamRecord, write_cam_shard
+from wsssfast.versions import versions
 
 _NO_CAM = "no CAM: "  # begins the reason of an image that was read but has none
 
@@ -77,7 +78,7 @@ def export_cams(
             finished = write_cam_shard(
                 out, index, count, records, failed=failed, identity=who,
                 epsilons={stage: options.epsilon(stage, depth) for stage in options.stages},
-                config=_config(dataset, options, shard_size), versions=versions(),
+                config=_config(dataset, options, shard_size), versions=versions("numpy", "h5py"),
             )  # fmt: skip
         summary.add(finished, written=True)
     summary.bytes = stored_bytes(out, "cams")
@@ -130,10 +131,8 @@ def _compute(
         if batch.error:
             failed[batch.items[0].id] = batch.error
         else:
-            fits = max(1, most_images(model, batch.images[0].size, options))
-            for start in range(0, len(batch.items), fits):
-                some = slice(start, start + fits)
-                done, bad = _compute_batch(model, batch.items[some], batch.images[some], options)
+            for part in batch.parts(most_images(model, batch.images[0].size, options)):
+                done, bad = _compute_batch(model, part.items, part.images, options)
                 records += done
                 failed |= bad
         progress(len(batch.items))

@@ -9,7 +9,8 @@ from wsssfast.errors import WsssError
 from wsssfast.shards.format import FORMAT_VERSION, Sidecar, stored_bytes
 from wsssfast.shards.label_shards import LabelRecord, write_label_shard
 from wsssfast.shards.reader import CamShards
-from wsssfast.shards.resume import ExportSummary, done_shards, telling_full_disk, versions
+from wsssfast.shards.resume import ExportSummary, done_shards, telling_full_disk
+from wsssfast.versions import versions
 
 _OF = "cams_sha256"  # key of a label shard's config: the file that it was made from
 
@@ -104,7 +105,7 @@ def export_labels(
             finished = write_label_shard(
                 out, index, source.count, records, failed=source.failed, identity=identity,
                 config={**options.to_json(), "cams": source.config, _OF: source.file_sha256},
-                versions=versions(),
+                versions=versions("numpy", "h5py"),
             )  # fmt: skip
         summary.add(finished, written=True)
     summary.bytes = stored_bytes(out, "labels")

@@ -25,6 +25,13 @@ class Batch:
     images: tuple[Image.Image, ...]
     error: str = ""
 
+    def parts(self, most: int) -> Iterator["Batch"]:
+        """The same images as batches of at most `most`, of one where `most` is less."""
+        most = max(1, most)
+        for start in range(0, len(self.items), most):
+            some = slice(start, start + most)
+            yield Batch(self.items[some], self.images[some])
+
 
 def load_batches(
     dataset: Dataset, items: Sequence[Item], batch_size: int, workers: int

@@ -1,14 +1,10 @@
 """What every export into shards shares: a folder continued or refused, and what was done."""
 
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from wsssfast.errors import WsssError
 from wsssfast.files import output_folder, require_empty
@@ -99,13 +95,3 @@ def telling_full_disk(out: Path, summary: ExportSummary) -> Iterator[None]:
             f"{summary.written_shards} shards of this run are complete; mend it and run the same "
             "command again.",
         ) from error
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that bear on the numbers, for the record."""
-    names = ("wsssfast", "timm", "numpy", "h5py", "pillow")
-    return {
-        **{name: version(name) for name in names},
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }

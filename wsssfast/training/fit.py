@@ -206,13 +206,14 @@ class _Loop:
             if self.workers.world == 1 or ended or step % _TOGETHER == 0:
                 due = time.perf_counter() - self.saved > 60 * self.settings.save_minutes
                 stop, due = self.workers.most(asked.asked, due)
-            if ended or stop or due or len(self.pending) >= self.settings.log_steps:
+            saving = ended or stop or due
+            if saving or len(self.pending) >= self.settings.log_steps:
                 told = self._flush(steps.stop)
-                if ended or stop or due:
+                if saving:
                     self._require_finite_weights()
                 if ended:
                     told = self._end_epoch(told)
-                if ended or stop or due:
+                if saving:
                     self._save()
                 if self.workers.first:
                     self.report(told)
@@ -272,7 +273,10 @@ class _Loop:
         start = time.perf_counter()
         try:
             batch = next(self.batches)
-        except WsssError as error:  # from a loader process it brings the traceback along
+        except WsssError as error:
+            if not self.settings.loader_workers:
+                raise
+            # from a loader process it brings the traceback along
             raise WsssError(error.message.rpartition("WsssError: ")[2]) from error
         self.waited += time.perf_counter() - start
         return batch

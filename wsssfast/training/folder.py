@@ -1,18 +1,15 @@
 """The folder of a training run: continued, refused or emptied; and what it says of the run."""
 
 import json
-import platform
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from wsssfast.data.dataset import Dataset
 from wsssfast.errors import WsssError
 from wsssfast.files import output_folder, require_empty
 from wsssfast.training import logs, state
+from wsssfast.versions import versions
 
 LISTS = ("train-ids.txt", "held-out-ids.txt")
 _OURS = (state.NAME, logs.NAME, "last.safetensors", "best.safetensors", "options.json", *LISTS)
@@ -57,9 +54,8 @@ def open_run(
         )
     if (out / state.NAME).exists():
         return
-    versions = {name: version(name) for name in ("wsssfast", "timm", "torchvision", "pillow")}
-    versions |= {"torch": torch.__version__, "python": platform.python_version()}
-    text = json.dumps({**settings, "versions": versions}, indent=1, default=str)
+    record = {**settings, "versions": versions("torchvision")}
+    text = json.dumps(record, indent=1, default=str)
     (out / "options.json").write_text(text + "\n", encoding="utf-8")
     for name, part in zip(LISTS, (dataset, held_out), strict=True):
         (out / name).unlink(missing_ok=True)
