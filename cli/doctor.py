@@ -33,7 +33,11 @@ def doctor(json_path: str | None) -> None:
     found["GPU"] = torch.cuda.get_device_name() if gpu else "none"
     found["torch threads"] = str(torch.get_num_threads())
     found["device used"] = "cuda" if gpu else "cpu"
-    found["kernels used"] = "eager (batched PyTorch)"
+    from wsssfast.kernels.backend import for_device
+
+    chosen = for_device("cuda" if gpu else "cpu")
+    told = {"triton": "triton", "eager": "eager (batched PyTorch, no compiler needed)"}
+    found["kernels used"] = told[chosen]
     write_json(found, json_path)
     if json_path != "-":
         table("wsssfast doctor", ["what", "found"], [[k, v] for k, v in found.items()])

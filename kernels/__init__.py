@@ -2,20 +2,27 @@
 
 from wsssfast.kernels.api import (
     STAGES,
-    Backend,
     Propagation,
-    attention_capture,
     full_size_cam,
+    propagate,
     refine,
+    related_mean,
     related_patches,
 )
+from wsssfast.kernels.backend import Backend
+from wsssfast.kernels.capture import AttentionCapture, head_mean
+from wsssfast.kernels.reference import token_similarity
 
 __all__ = [
     "STAGES",
+    "AttentionCapture",
     "Backend",
     "Propagation",
-    "attention_capture",
     "full_size_cam",
+    "head_mean",
+    "propagate",
     "refine",
+    "related_mean",
     "related_patches",
+    "token_similarity",
 ]

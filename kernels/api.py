@@ -5,11 +5,13 @@ defines correctness; `backend="auto"` takes the fastest path that this device ha
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from wsssfast.kernels import eager, reference
+from wsssfast.kernels import eager, operators, reference
+from wsssfast.kernels.backend import Backend, choose
 
 STAGES = (
     "original",
@@ -19,60 +21,15 @@ STAGES = (
     "modulated",
     "final",
 )
-Backend = Literal["auto", "eager", "reference"]
+_STEPS = {  # stage -> what it starts from, and whether p2p propagates it
+    "original": ("original", False),
+    "original+p2p": ("original", True),
+    "original+c2p": ("c2p", False),
+    "original+c2p+p2p": ("c2p", True),
+    "modulated": ("modulated", False),
+    "final": ("modulated", True),
+}
 Propagation = Literal["gather", "scatter"]
-
-
-def attention_capture(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    num_classes: int,
-    c2p_total: Tensor | None = None,
-    p2p_total: Tensor | None = None,
-    scale: float | None = None,
-    backend: Backend = "auto",
-) -> Tensor:
-    """Attend, and add the head-averaged attention's wanted blocks to running totals (Eq. 2).
-
-    Args:
-        query: [B, M, T, d], T = num_classes + N.
-        key: like `query`.
-        value: like `query`.
-        num_classes: C >= 0 leading class tokens.
-        c2p_total: [B, C, N], added to in place where given.
-        p2p_total: [B, N, N], added to in place where given.
-        scale: factor on the scores, 1/sqrt(d) where None.
-        backend: see the module.
-
-    Returns:
-        The attention output [B, M, T, d].
-
-    Raises:
-        ValueError: shapes that do not fit one another.
-    """
-    if query.ndim != 4 or query.shape != key.shape or query.shape != value.shape:
-        raise ValueError(
-            "attention_capture expects query, key and value of one shape [B, M, T, d]; received "
-            f"{list(query.shape)}, {list(key.shape)}, {list(value.shape)}"
-        )
-    batch, _, tokens, width = query.shape
-    patches = tokens - num_classes
-    if patches < 1:
-        raise ValueError(f"expected more than {num_classes} tokens (classes), received {tokens}")
-    _expect("c2p_total", c2p_total, (batch, num_classes, patches))
-    _expect("p2p_total", p2p_total, (batch, patches, patches))
-    scale = width**-0.5 if scale is None else scale
-    if not _uses_reference(backend):
-        return eager.attend(query, key, value, scale, c2p_total, p2p_total, num_classes)
-    weights = reference.attention_probabilities(query, key, scale)
-    mean = weights.mean(1)
-    if c2p_total is not None:
-        c2p_total += mean[:, :num_classes, num_classes:]
-    if p2p_total is not None:
-        p2p_total += mean[:, num_classes:, num_classes:]
-    return weights @ value
 
 
 def related_patches(
@@ -101,9 +58,77 @@ def related_patches(
     if not 0 < ratio <= 1:
         raise ValueError(f"expected a ratio in (0, 1], received {ratio}")
     count = reference.related_count(ratio, similarity.shape[-1])
-    if _uses_reference(backend):
+    chosen = choose(backend, similarity, patches=similarity.shape[-1])
+    if chosen == "reference":
         return reference.related_patches(similarity, count, include_self)
-    return eager.related_patches(similarity, count, include_self)
+    if chosen == "eager":
+        return eager.related_patches(similarity, count, include_self)
+    from wsssfast.kernels import fused
+
+    return fused.related_patches(similarity, count, include_self)
+
+
+def related_mean(
+    c2p: Tensor,
+    similarity: Tensor,
+    ratio: float = 0.3,
+    *,
+    include_self: bool = True,
+    backend: Backend = "auto",
+) -> Tensor:
+    """R of Eq. 3: the mean of c2p over each patch's related patches.
+
+    Args:
+        c2p: [B, C, N].
+        similarity: [B, N, N], p2p or `token_similarity`.
+        ratio: share in (0, 1].
+        include_self: whether the diagonal takes part.
+        backend: auto, triton, eager or reference.
+
+    Returns:
+        [B, C, N].
+
+    Raises:
+        ValueError: shapes that do not fit one another, or a ratio outside (0, 1].
+    """
+    _expect("similarity", similarity, (c2p.shape[0], c2p.shape[-1], c2p.shape[-1]))
+    if not 0 < ratio <= 1:
+        raise ValueError(f"expected a ratio in (0, 1], received {ratio}")
+    count = reference.related_count(ratio, c2p.shape[-1])
+    chosen = choose(backend, c2p, patches=c2p.shape[-1])
+    if chosen == "reference":
+        return reference.related_mean(
+            c2p, reference.related_patches(similarity, count, include_self)
+        )
+    mean: Tensor = _operations(chosen, c2p).related_mean(c2p, similarity, count, include_self)
+    return mean
+
+
+def propagate(
+    cam: Tensor, p2p: Tensor, propagation: Propagation = "gather", *, backend: Backend = "auto"
+) -> Tensor:
+    """Eq. 6: maps propagated by patch-to-patch attention.
+
+    Args:
+        cam: [B, C, N].
+        p2p: [B, N, N].
+        propagation: "gather" or "scatter" (Eq. 6 as MCTformer computes it, or to the letter).
+        backend: auto, triton, eager or reference.
+
+    Returns:
+        [B, C, N].
+
+    Raises:
+        ValueError: shapes that do not fit one another.
+    """
+    _expect("p2p", p2p, (cam.shape[0], cam.shape[-1], cam.shape[-1]))
+    if propagation not in ("gather", "scatter"):
+        raise ValueError(f"expected propagation gather or scatter, received {propagation!r}")
+    chosen = choose(backend, cam)
+    if chosen == "reference":
+        return reference.propagate(cam, p2p, propagation)
+    moved: Tensor = _operations(chosen, cam).propagate(cam, p2p, propagation == "gather")
+    return moved
 
 
 def refine(
@@ -157,19 +182,40 @@ def refine(
         raise ValueError(f"expected a ratio in (0, 1], received {ratio}")
     if tokens is not None and (tokens.ndim != 3 or tokens.shape[:2] != p2p.shape[:2]):
         raise ValueError(f"expected tokens [B, N, D] beside p2p, received {list(tokens.shape)}")
-    similarity = None if tokens is None else reference.token_similarity(tokens)
-    stage_maps = reference.stage_maps if _uses_reference(backend) else eager.stage_maps
-    return stage_maps(
-        cam,
-        c2p,
-        p2p,
-        stages,
-        similarity=similarity,
-        ratio=ratio,
-        alpha=alpha,
-        include_self=include_self,
-        propagation=propagation,
-    )
+    similarity = p2p if tokens is None else reference.token_similarity(tokens)
+    chosen = choose(backend, cam, patches=cam.shape[-1])
+    if chosen == "reference":
+        return reference.stage_maps(
+            cam,
+            c2p,
+            p2p,
+            stages,
+            similarity=similarity,
+            ratio=ratio,
+            alpha=alpha,
+            include_self=include_self,
+            propagation=propagation,
+        )
+    operations = _operations(chosen, cam)
+    kinds = {stage: _STEPS[stage] for stage in stages}
+    starts: dict[str, Tensor] = {}
+    for kind, _ in kinds.values():
+        if kind not in starts and kind == "modulated":
+            count = reference.related_count(ratio, p2p.shape[-1])
+            starts[kind] = operations.modulated_cam(
+                cam, c2p, similarity, count, alpha, include_self
+            )
+        elif kind not in starts:
+            starts[kind] = reference.couple(cam, c2p) if kind == "c2p" else torch.relu(cam)
+    moved = [kind for kind, propagated in kinds.values() if propagated]
+    ends: dict[str, Tensor] = {}
+    if moved:  # all in one pass over p2p
+        together = torch.cat([starts[kind] for kind in moved], 1)
+        parts = operations.propagate(together, p2p, propagation == "gather").chunk(len(moved), 1)
+        ends = dict(zip(moved, parts, strict=True))
+    return {
+        stage: (ends if propagated else starts)[kind] for stage, (kind, propagated) in kinds.items()
+    }
 
 
 def full_size_cam(
@@ -191,17 +237,22 @@ def full_size_cam(
     """
     if not grids or any(grid.ndim != 3 or len(grid) != len(grids[0]) for grid in grids):
         raise ValueError(f"expected grids [C, h, w], received {[list(g.shape) for g in grids]}")
-    if _uses_reference(backend):
+    if choose(backend, grids[0]) == "reference":
         return reference.normalise(reference.fuse_scales(grids, size), epsilon)
     return eager.full_size_cam(grids, size, epsilon)
 
 
-def _uses_reference(backend: Backend) -> bool:
-    if backend not in ("auto", "eager", "reference"):
-        raise ValueError(f"expected backend auto, eager or reference, received {backend!r}")
-    return backend == "reference"
+def _operations(chosen: str, like: Tensor) -> Any:
+    """The module whose functions compute: operators where dispatch leads to what was chosen."""
+    if chosen == "triton":
+        if like.is_cuda:
+            return operators
+        from wsssfast.kernels import fused  # in the interpreter
+
+        return fused
+    return eager if like.is_cuda else operators
 
 
-def _expect(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
-    if tensor is not None and tuple(tensor.shape) != shape:
+def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
         raise ValueError(f"expected {name} of shape {list(shape)}, received {list(tensor.shape)}")

@@ -1,6 +1,7 @@
 """The batched PyTorch path: the same operations as `reference`, in fewer bytes and passes.
 
-Any device, any floating dtype; probabilities and sums are held in float32 at least.
+Any device, any floating dtype; probabilities and sums are held in float32 at least. It is what runs
+on CPUs, and it needs no compiler: every step is a library call on a block that fits the cache.
 """
 
 from collections.abc import Sequence
@@ -9,66 +10,77 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsssfast.kernels import reference
-
-ROW_BLOCK = 256  # query rows a step
-_STEPS = {  # stage -> what it starts from, and whether p2p propagates it
-    "original": ("original", False),
-    "original+p2p": ("original", True),
-    "original+c2p": ("c2p", False),
-    "original+c2p+p2p": ("c2p", True),
-    "modulated": ("modulated", False),
-    "final": ("modulated", True),
-}
-STEP_ELEMENTS = 1 << 20  # small images share a step, up to 4 MB of probabilities
+ROW_BLOCK = 128  # query rows a step of large images
+WHOLE = 320  # tokens up to which all rows make one step
 
 
-def attend(
+def attend_and_add(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     scale: float,
-    c2p_total: Tensor | None,
-    p2p_total: Tensor | None,
-    num_classes: int,
+    classes: int,
+    share: float,
+    total: Tensor | None,
+    c2p: Tensor | None,
 ) -> Tensor:
-    """Attention output; adds the head mean's two blocks to the running totals, in place.
+    """Attention output; its head mean is added to running sums, in place.
 
-    One block of query rows at a time: softmax once, multiply into the values, add to the mean,
-    drop. No [M, T, T] tensor exists.
+    One block of query rows of one image at a time: softmax in place, multiply into the values, add
+    the head mean as a matrix product with a row of weights, reuse the block. No [M, T, T] tensor
+    exists.
 
     Args:
         query: [B, M, T, d].
         key: [B, M, T, d].
         value: [B, M, T, d].
         scale: factor on the scores.
-        c2p_total: [B, C, N] to add to, or None.
-        p2p_total: [B, N, N] to add to, or None.
-        num_classes: C.
+        classes: C.
+        share: factor on what is added to `total`, such as 1 / layers.
+        total: [B, T, T] to add the head mean to, or None.
+        c2p: [B, C, N] to write the head mean's class-to-patch block to, or None.
 
     Returns:
-        [B, M, T, d] in the dtype of `value`.
+        [B, M, T, d] in the dtype of `value`, laid out as [B, T, M, d].
     """
-    batch, heads, tokens, _ = query.shape
+    batch, heads, tokens, width = query.shape
     work = torch.promote_types(query.dtype, torch.float32)
-    output = torch.empty_like(value)
-    rows = min(tokens, ROW_BLOCK)
-    images = max(1, STEP_ELEMENTS // (heads * rows * tokens))
-    for first in range(0, batch, images):
-        some = slice(first, first + images)
-        scaled, transposed = query[some] * scale, key[some].transpose(-2, -1)
+    output = value.new_empty(batch, tokens, heads, width)
+    rows = tokens if tokens <= WHOLE else ROW_BLOCK
+    block = query.new_empty(heads * min(rows, tokens) * tokens, dtype=work)
+    weights = block.new_full((1, heads), share / heads)
+    for image in range(batch):
+        scaled = (query[image] * scale).to(work)
+        transposed = key[image].transpose(-2, -1).to(work).contiguous()
+        values = value[image].to(work).contiguous()
         for start in range(0, tokens, rows):
-            block = slice(start, min(start + rows, tokens))
-            weights = torch.softmax(scaled[:, :, block] @ transposed, dim=-1, dtype=work)
-            output[some, :, block] = weights.to(value.dtype) @ value[some]
-            mean = weights.mean(1)[:, :, num_classes:]  # [images, rows, N]
-            classes = max(0, min(num_classes - start, mean.shape[1]))  # of these rows
-            if c2p_total is not None and classes:
-                c2p_total[some, start : start + classes] += mean[:, :classes]
-            if p2p_total is not None and classes < mean.shape[1]:
-                patches = slice(start + classes - num_classes, block.stop - num_classes)
-                p2p_total[some, patches] += mean[:, classes:]
-    return output
+            stop = min(start + rows, tokens)
+            size = heads * (stop - start) * tokens
+            attention = block[:size].view(heads, stop - start, tokens)
+            torch.bmm(scaled[:, start:stop], transposed, out=attention)
+            torch.softmax(attention, -1, out=attention)
+            output[image, start:stop] = torch.bmm(attention, values).transpose(0, 1)
+            if total is not None:
+                sums = total[image, start:stop].view(1, -1)
+                torch.addmm(sums, weights, attention.view(heads, -1), out=sums)
+            if c2p is not None and start < classes:
+                mean = attention[:, : classes - start, classes:].mean(0)
+                c2p[image, start : start + len(mean)] = mean
+    return output.transpose(1, 2)
+
+
+def head_mean(probabilities: Sequence[Tensor], classes: int) -> tuple[Tensor, Tensor]:
+    """Class-to-patch block of each layer's head mean [L, B, C, N], and the layers' mean of p2p.
+
+    Args:
+        probabilities: per layer [B, M, T, T].
+        classes: C.
+    """
+    c2p = torch.stack([layer[:, :, :classes, classes:].mean(1) for layer in probabilities])
+    p2p = probabilities[0][:, :, classes:, classes:].mean(1)
+    for layer in probabilities[1:]:
+        p2p += layer[:, :, classes:, classes:].mean(1)
+    return c2p, p2p.div_(len(probabilities))
 
 
 def related_patches(similarity: Tensor, count: int, include_self: bool = True) -> Tensor:
@@ -76,11 +88,13 @@ def related_patches(similarity: Tensor, count: int, include_self: bool = True) -
 
     Selects exactly what `reference.related_patches` selects.
     """
-    n = similarity.shape[-1]
     if not include_self:
-        similarity = similarity.clone()
-        similarity.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
-        count = min(count, n - 1)
+        batch, n, _ = similarity.shape
+        others = ~torch.eye(n, dtype=torch.bool, device=similarity.device).expand(batch, n, n)
+        related = torch.zeros_like(others)
+        rest = similarity[others].reshape(batch, n, n - 1)
+        related[others] = related_patches(rest, min(count, n - 1)).flatten()
+        return related
     if count == 0:
         return torch.zeros_like(similarity, dtype=torch.bool)
     threshold = torch.topk(similarity, count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
@@ -93,35 +107,29 @@ def related_patches(similarity: Tensor, count: int, include_self: bool = True) -
     return above | (tied & (tied.cumsum(-1) <= room))
 
 
-def stage_maps(
+def related_mean(c2p: Tensor, similarity: Tensor, count: int, include_self: bool = True) -> Tensor:
+    """R of Eq. 3, [B, C, N]."""
+    related = related_patches(similarity, count, include_self).to(c2p.dtype)
+    chosen = count if include_self else min(count, c2p.shape[-1] - 1)
+    return (c2p @ related.transpose(-2, -1)).div_(max(1, chosen))
+
+
+def modulated_cam(
     cam: Tensor,
     c2p: Tensor,
-    p2p: Tensor,
-    stages: Sequence[str],
-    *,
-    similarity: Tensor | None,
-    ratio: float,
+    similarity: Tensor,
+    count: int,
     alpha: float,
-    include_self: bool,
-    propagation: str,
-) -> dict[str, Tensor]:
-    """`reference.stage_maps`, computing only what the stages need, and nothing twice."""
-    original = torch.relu(cam)
-    starts = {"original": original}
-    kinds = {_STEPS[stage][0] for stage in stages}
-    if "c2p" in kinds:
-        starts["c2p"] = original * c2p
-    if "modulated" in kinds:
-        rank = p2p if similarity is None else similarity
-        count = reference.related_count(ratio, p2p.shape[-1])
-        means = reference.related_mean(c2p, related_patches(rank, count, include_self))
-        starts["modulated"] = original * reference.modulate(c2p, means, alpha)
-    maps = {}
-    for stage in stages:
-        kind, propagated = _STEPS[stage]
-        start = starts[kind]
-        maps[stage] = reference.propagate(start, p2p, propagation) if propagated else start
-    return maps
+    include_self: bool = True,
+) -> Tensor:
+    """Eqs. 3-5: relu(cam) * (c2p + alpha * r), [B, C, N]."""
+    modulated = related_mean(c2p, similarity, count, include_self).mul_(alpha).add_(c2p)
+    return modulated.mul_(torch.relu(cam))
+
+
+def propagate(cam: Tensor, p2p: Tensor, gather: bool = True) -> Tensor:
+    """Eq. 6, [B, C, N]: sum over j of p2p[i, j] * cam[c, j], or of cam[c, j] * p2p[j, i]."""
+    return cam @ (p2p.transpose(-2, -1) if gather else p2p)
 
 
 def full_size_cam(grids: Sequence[Tensor], size: tuple[int, int], epsilon: float) -> Tensor:

@@ -8,7 +8,6 @@ Shape letters: B images, L layers, M heads, d head width, C classes, N = h*w pat
 tokens with the class tokens first.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -81,11 +80,13 @@ def related_patches(similarity: Tensor, count: int, include_self: bool = True) -
     Returns:
         bool [B, N, N], True at (i, j) where patch j is in U(i).
     """
-    n = similarity.shape[-1]
     if not include_self:
-        diagonal = torch.eye(n, dtype=torch.bool, device=similarity.device)
-        similarity = similarity.masked_fill(diagonal, -math.inf)
-        count = min(count, n - 1)
+        batch, n, _ = similarity.shape
+        others = ~torch.eye(n, dtype=torch.bool, device=similarity.device).expand(batch, n, n)
+        related = torch.zeros_like(others)
+        rest = similarity[others].reshape(batch, n, n - 1)
+        related[others] = related_patches(rest, min(count, n - 1)).flatten()
+        return related
     order = torch.sort(similarity, dim=-1, descending=True, stable=True).indices
     chosen = torch.zeros(similarity.shape, dtype=torch.bool, device=similarity.device)
     return chosen.scatter(-1, order[..., :count], True)

@@ -222,7 +222,7 @@ class _Refinement:
         self.capture, self.base, self.depth = capture, base, depth
         self.cam = capture.cam.flatten(2)
         self.means: dict[tuple[str, float, int], Tensor] = {}
-        self.related: dict[tuple[str, float], Tensor] = {}
+        self.similarities: dict[str, Tensor] = {}
 
     def of(self, setting: Setting) -> Tensor:
         """[B, K, N]."""
@@ -238,18 +238,14 @@ class _Refinement:
             start = reference.couple(self.cam, c2p)
         if setting.propagation is None:
             return start
-        return reference.propagate(start, self.capture.p2p, setting.propagation)
+        return kernels.propagate(start, self.capture.p2p, setting.propagation)
 
     def _mean(self, rank: str, ratio: float, layers: int, c2p: Tensor) -> Tensor:
-        if (rank, ratio) not in self.related:
-            by_tokens = rank == "tokens"
-            similarity = (
-                reference.token_similarity(self.capture.tokens) if by_tokens else self.capture.p2p
-            )
-            self.related[rank, ratio] = kernels.related_patches(
-                similarity, ratio, include_self=self.base.include_self
-            )
         key = (rank, ratio, layers)
         if key not in self.means:
-            self.means[key] = reference.related_mean(c2p, self.related[rank, ratio])
+            if rank not in self.similarities:
+                self.similarities[rank] = self.capture.similarity(rank)
+            self.means[key] = kernels.related_mean(
+                c2p, self.similarities[rank], ratio, include_self=self.base.include_self
+            )
         return self.means[key]

@@ -9,6 +9,7 @@ from PIL import Image
 from wsssfast.compute import CamOptions, identity, most_images, require_stages, stage_grids
 from wsssfast.data.dataset import Dataset, Item
 from wsssfast.errors import BadFile, WsssError
+from wsssfast.kernels.backend import for_device
 from wsssfast.loader import load_batches
 from wsssfast.models.checkpoint import weights_hash
 from wsssfast.models.classifier import ClassTokenViT
@@ -78,7 +79,8 @@ def export_cams(
             finished = write_cam_shard(
                 out, index, count, records, failed=failed, identity=who,
                 epsilons={stage: options.epsilon(stage, depth) for stage in options.stages},
-                config=_config(dataset, options, shard_size), versions=versions("numpy", "h5py"),
+                config=_config(model, dataset, options, shard_size),
+                versions=versions("numpy", "h5py"),
             )  # fmt: skip
         summary.add(finished, written=True)
     summary.bytes = stored_bytes(out, "cams")
@@ -161,12 +163,15 @@ def _compute_batch(
     return records, failed
 
 
-def _config(dataset: Dataset, options: CamOptions, shard_size: int) -> dict[str, Any]:
+def _config(
+    model: ClassTokenViT, dataset: Dataset, options: CamOptions, shard_size: int
+) -> dict[str, Any]:
     """Resolved options, as stored beside the numbers."""
     return {
         "dataset": dataset.name,
         "split": dataset.split,
         "labels": f"image-level labels of the data set ({dataset.label_source})",
         "shard_size": shard_size,
+        "kernels": for_device(next(model.parameters()).device),
         **options.to_json(),
     }

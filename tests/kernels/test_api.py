@@ -8,46 +8,6 @@ from hypothesis import strategies as st
 from wsssfast import kernels
 from wsssfast.kernels import reference
 
-SIZES = [(1, 1, 1, 1), (1, 3, 7, 2), (2, 20, 196, 3), (1, 4, 129, 1), (2, 130, 11, 2), (1, 0, 5, 2)]
-
-
-def projections(b, c, n, heads, dtype, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(b, heads, c + n, 16, generator=generator, dtype=torch.float64).to(dtype)
-        for _ in range(3)
-    ]
-
-
-@pytest.mark.parametrize(("b", "c", "n", "heads"), SIZES)
-@pytest.mark.parametrize(
-    ("dtype", "error"), [(torch.float64, 1e-14), (torch.float32, 2e-6), (torch.bfloat16, 2e-2)]
-)
-def test_capture_equals_the_reference_in_float64(b, c, n, heads, dtype, error):
-    query, key, value = projections(b, c, n, heads, dtype)
-    total = torch.promote_types(dtype, torch.float32)
-    c2p, p2p = torch.zeros(b, c, n, dtype=total), torch.zeros(b, n, n, dtype=total)
-    for _ in range(2):  # totals are added to
-        output = kernels.attention_capture(
-            query, key, value, num_classes=c, c2p_total=c2p, p2p_total=p2p
-        )
-    weights = reference.attention_probabilities(query.double(), key.double())
-    mean = weights.mean(1)
-    assert output.dtype == dtype
-    assert (output.double() - weights @ value.double()).abs().max() <= 4 * error
-    assert c2p.numel() == 0 or (c2p.double() - 2 * mean[:, :c, c:]).abs().max() <= error
-    assert (p2p.double() - 2 * mean[:, c:, c:]).abs().max() <= error
-
-
-def test_capture_leaves_out_what_is_not_asked_for():
-    query, key, value = projections(1, 2, 5, 2, torch.float64)
-    c2p = torch.zeros(1, 2, 5, dtype=torch.float64)
-    with_c2p = kernels.attention_capture(query, key, value, num_classes=2, c2p_total=c2p)
-    alone = kernels.attention_capture(query, key, value, num_classes=2)
-    assert torch.equal(with_c2p, alone)
-    mean = reference.attention_probabilities(query, key).mean(1)
-    assert torch.allclose(c2p, mean[:, :2, 2:], atol=1e-15)
-
 
 @pytest.mark.parametrize("related_by", ["attention", "tokens"])
 @pytest.mark.parametrize("propagation", ["gather", "scatter"])
@@ -110,7 +70,7 @@ def test_selection_equals_a_stable_descending_sort(data):
         ({"propagation": "both"}, "gather or scatter"),
         ({"alpha": -1.0}, "alpha >= 0"),
         ({"ratio": 0.0}, "ratio in (0, 1]"),
-        ({"backend": "cuda"}, "backend auto, eager or reference"),
+        ({"backend": "cuda"}, "backend auto, triton, eager, reference"),
     ],
 )
 def test_refine_says_what_it_expected(arguments, words):
@@ -145,13 +105,3 @@ def test_full_size_cam_at_the_grid_size_leaves_its_input_alone():
     assert torch.equal(grid, kept)
     with pytest.raises(ValueError, match="expected grids"):
         kernels.full_size_cam([], (4, 4), 1e-8)
-
-
-def test_capture_says_what_it_expected():
-    query, key, value = projections(1, 2, 5, 2, torch.float32)
-    with pytest.raises(ValueError, match="one shape"):
-        kernels.attention_capture(query, key[:, :, 1:], value, num_classes=2)
-    with pytest.raises(ValueError, match="more than 7 tokens"):
-        kernels.attention_capture(query, key, value, num_classes=7)
-    with pytest.raises(ValueError, match=r"p2p_total of shape \[1, 5, 5\]"):
-        kernels.attention_capture(query, key, value, num_classes=2, p2p_total=torch.zeros(1, 7, 7))

@@ -90,6 +90,10 @@ class Capture(NamedTuple):
     tokens: Tensor
     class_logits: Tensor
 
+    def similarity(self, by: str) -> Tensor:
+        """[B, N, N] that ranks related patches: by "attention" p2p, by "tokens" their cosine."""
+        return kernels.token_similarity(self.tokens) if by == "tokens" else self.p2p
+
     def of_classes(self, chosen: Tensor) -> "Capture":
         """The capture of some classes of each image.
 
@@ -179,25 +183,17 @@ class ClassTokenViT(nn.Module):
             images: [B, 3, H, W], normalised; H and W of any size from one patch up.
             c2p_layers: last layers that the class-to-patch attention averages.
             p2p_layers: last layers that the patch-to-patch attention averages.
-            backend: of `kernels.attention_capture`.
+            backend: of `kernels`.
         """
         x = self._embed(images)
-        batch, classes, patches = x.shape[0], self.num_classes, x.shape[1] - self.num_classes
+        batch, classes = x.shape[0], self.num_classes
         total = torch.promote_types(images.dtype, torch.float32)
-        depth = len(self.blocks)
-        c2p_layers, p2p_layers = min(c2p_layers, depth), min(p2p_layers, depth)
-        c2p = torch.zeros(c2p_layers, batch, classes, patches, dtype=total, device=x.device)
-        p2p = torch.zeros(batch, patches, patches, dtype=total, device=x.device)
-        for index, block in enumerate(self.blocks):
-            left = depth - index
-            x = _block_with_capture(
-                block,
-                x,
-                classes,
-                c2p[c2p_layers - left] if left <= c2p_layers else None,
-                p2p if left <= p2p_layers else None,
-                backend,
-            )
+        attention = kernels.AttentionCapture(
+            classes, len(self.blocks), c2p_layers, p2p_layers, backend
+        )
+        for layer, block in enumerate(self.blocks):
+            x = _block_with_capture(block, x, layer, attention)
+        c2p, p2p = attention.means()
         tokens = x[:, classes:]
         if self.head is None:
             grid = self.patch_grid(images)
@@ -205,7 +201,7 @@ class ClassTokenViT(nn.Module):
         else:
             cam = self._original_cam(tokens, images).to(total)
         logits = x[:, :classes].mean(-1)
-        return Capture(cam, c2p.mean(0), c2p, p2p / p2p_layers, tokens.to(total), logits.to(total))
+        return Capture(cam, c2p.mean(0), c2p, p2p, tokens.to(total), logits.to(total))
 
     def positions(self, height: int, width: int) -> Tensor:
         """Position embedding [1, C + h*w, D] for an image of height x width pixels.
@@ -293,35 +289,35 @@ def init_from_backbone(model: ClassTokenViT, weights: dict[str, Tensor]) -> None
 
 
 def _block_with_capture(
-    block: Any,
-    x: Tensor,
-    num_classes: int,
-    c2p_total: Tensor | None,
-    p2p_total: Tensor | None,
-    backend: kernels.Backend,
+    block: Any, x: Tensor, layer: int, attention: kernels.AttentionCapture
 ) -> Tensor:
     """Timm's Block.forward in evaluation mode, with the attention captured on the way."""
-    if c2p_total is None and p2p_total is None:
+    if not attention.wants(layer):
         plain: Tensor = block(x)
         return plain
     attn = block.attn
-    batch, tokens, _ = x.shape
-    qkv = attn.qkv(block.norm1(x)).reshape(batch, tokens, 3, attn.num_heads, -1)
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    attended = kernels.attention_capture(
-        attn.q_norm(query),
-        attn.k_norm(key),
-        value,
-        num_classes=num_classes,
-        c2p_total=c2p_total,
-        p2p_total=p2p_total,
-        scale=attn.scale,
-        backend=backend,
-    )
-    attended = attended.transpose(1, 2).reshape(batch, tokens, -1)
+    query, key, value = _projections(attn, block.norm1(x), layer, attention)
+    attended = attention.attend(layer, attn.q_norm(query), attn.k_norm(key), value, attn.scale)
+    attended = attended.transpose(1, 2).flatten(2)
     norm = getattr(attn, "norm", None)
     if norm is not None:
         attended = norm(attended)
     x = x + block.ls1(attn.proj(attended))
     captured: Tensor = x + block.ls2(block.mlp(block.norm2(x)))
     return captured
+
+
+def _projections(
+    attn: Any, x: Tensor, layer: int, attention: kernels.AttentionCapture
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value [B, M, T, d]; values apart where queries and keys are to be kept."""
+    batch, tokens, width = x.shape
+    weight, bias, both = attn.qkv.weight, attn.qkv.bias, 2 * width
+    first, last = (None, None) if bias is None else (bias[:both], bias[both:])
+    kept = attention.project(layer, x, weight[:both], first, attn.num_heads)
+    if kept is None:
+        qkv = attn.qkv(x).reshape(batch, tokens, 3, attn.num_heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
+    value = F.linear(x, weight[both:], last).reshape(batch, tokens, attn.num_heads, -1)
+    return *kept, value.transpose(1, 2)

@@ -72,14 +72,11 @@ def attention_maps(
     captured, _ = next(captures(model, [image], [(label,)], plain))
     grid = captured.cam.shape[-2:]
     cam, c2p = captured.cam.flatten(2), captured.c2p
-    by_tokens = options.related_by == "tokens"
-    related = kernels.related_patches(
-        reference.token_similarity(captured.tokens) if by_tokens else captured.p2p,
-        options.ratio,
-        include_self=options.include_self,
-    )
-    after = reference.modulate(c2p, reference.related_mean(c2p, related), options.alpha)
-    final = reference.propagate(reference.couple(cam, after), captured.p2p, options.propagation)
+    similarity, self_too = captured.similarity(options.related_by), options.include_self
+    related = kernels.related_patches(similarity, options.ratio, include_self=self_too)
+    mean = kernels.related_mean(c2p, similarity, options.ratio, include_self=self_too)
+    after = reference.modulate(c2p, mean, options.alpha)
+    final = kernels.propagate(reference.couple(cam, after), captured.p2p, options.propagation)
     point = int(final[0, 0].argmax())
 
     def on_grid(flat: torch.Tensor) -> NDArray[Any]:

@@ -1,0 +1,175 @@
+"""Compile every shipped launch of every kernel ahead of time, and say what each takes of a chip.
+
+No GPU is needed. One JSON line a launch, or with --markdown the table of docs/kernels.md:
+
+    python tests/helpers/compiled.py --arch 80,90 [--first] [--markdown]
+
+`--first` takes one launch a kernel and architecture. Exits with 1 where registers spill or shared
+memory exceeds the chip's.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from wsssfast.kernels import (
+    attention_mean,
+    flash,
+    given_mean,
+    launch,
+    modulation,
+    propagation,
+    selection,
+)
+from wsssfast.kernels.backend import MOST_PATCHES
+
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block
+WIDTHS = (32, 64, 128)
+BITS = {"fp16": 16, "bf16": 16, "fp32": 32}
+_POINTERS = {
+    "select": {"similarity_ptr": "fp32", "threshold_ptr": "i32", "cut_ptr": "i32"},
+    "modulate": {"similarity_ptr": "fp32", "threshold_ptr": "i32", "cut_ptr": "i32",
+                 "c2p_ptr": "fp32", "cam_ptr": "fp32", "out_ptr": "fp32"},
+    "propagate": {"cam_ptr": "fp32", "p2p_ptr": "fp32", "out_ptr": "fp32"},
+    "mean": {"kept_ptr": "", "lse_ptr": "fp32", "c2p_ptr": "fp32", "p2p_ptr": "fp32"},
+    "given": {"attention_ptr": "", "c2p_ptr": "fp32", "p2p_ptr": "fp32"},
+    "flash": {"query_ptr": "", "key_ptr": "", "value_ptr": "", "output_ptr": "",
+              "lse_ptr": "fp32"},
+}  # fmt: skip
+
+
+def launches(arch: int) -> Iterator[tuple[str, object, str, dict, dict]]:
+    """Kernel, function, precision, constants and options of every launch on an architecture."""
+    for block in (256, 1024, 4096, MOST_PATCHES):
+        constants = {"INCLUDE_SELF": block == 256, "BLOCK": block}
+        yield (
+            "select",
+            selection.select_kernel,
+            "fp32",
+            constants,
+            {"num_warps": selection.warps(block)},
+        )
+    for dtype in BITS:
+        constants = {"FIRST": dtype == "fp16", "BLOCK": 1024}
+        yield "given", given_mean.given_kernel, dtype, constants, {"num_warps": 4}
+    for kernel, function in (
+        ("mean", attention_mean.mean_kernel),
+        ("flash", flash.flash_kernel),
+        ("modulate", modulation.modulate_kernel),
+        ("propagate", propagation.propagate_kernel),
+    ):
+        wide = kernel in ("mean", "flash")
+        for dtype in BITS if wide else ("fp32",):
+            for width in WIDTHS if wide else (0,):
+                for row in rows(kernel, arch, BITS[dtype], width):
+                    constants = {k: v for k, v in row.items() if k.isupper()}
+                    options = {k: row[k] for k in ("num_warps", "num_stages")}
+                    if wide:
+                        constants |= {"WIDTH": width, "PRECISION": "tf32x3"}
+                        if kernel == "mean":
+                            part = attention_mean.channels(width, BITS[dtype] // 8)
+                            constants["CHANNELS"] = part
+                        else:
+                            constants["WIDTH_BLOCK"] = width
+                        yield kernel, function, dtype, constants, options
+                    elif kernel == "modulate":
+                        for couple in (True, False):
+                            given_constants = {"INCLUDE_SELF": couple, "COUPLE": couple}
+                            yield kernel, function, dtype, constants | given_constants, options
+                    else:
+                        for contiguous in ("from_stride", "to_stride"):
+                            yield kernel, function, dtype, constants | {contiguous: 1}, options
+
+
+def rows(kernel: str, arch: int, bits: int, width: int) -> list[launch.Row]:
+    """The rows that some size takes."""
+    found = []
+    for patches in (1, 256, 257, 4096):
+        row = next(
+            row for row in launch.shipped()[kernel] if launch.fits(row, arch, bits, patches, width)
+        )
+        if row not in found:
+            found.append(row)
+    return found
+
+
+def compile_one(kernel, function, dtype, constants, options, arch: int) -> dict:
+    """Registers, stack and shared memory of one launch."""
+    names = function.arg_names
+    pointers = {k: "*" + (v or dtype) for k, v in _POINTERS[kernel].items()}
+    signature, divisible = {}, {}
+    for place, name in enumerate(names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        signature[name] = pointers.get(name, "fp32" if name in ("scale", "weight") else "i32")
+        if name in pointers or name.endswith("_stride"):
+            divisible[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(
+        function, signature, {(names.index(k),): v for k, v in constants.items()}, divisible
+    )
+    options = {"enable_fp_fusion": True, **options}
+    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    dump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        told = subprocess.run(
+            [dump, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    used = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", told)}
+    return {
+        "kernel": kernel,
+        "arch": arch,
+        "dtype": dtype,
+        "constants": constants,
+        **options,
+        "registers": used["REG"],
+        "spilled": used["STACK"] + used["LOCAL"],
+        "shared": built.metadata.shared,
+        "fits": used["STACK"] + used["LOCAL"] == 0
+        and built.metadata.shared <= SHARED_LIMIT[arch] * 1024,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--arch", default=",".join(map(str, ARCHITECTURES)))
+    parser.add_argument("--first", action="store_true")
+    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--kernel", default="")
+    chosen = parser.parse_args()
+    good = True
+    if chosen.markdown:
+        print("| kernel | sm | input | launch | registers | shared KiB |")
+        print("|---|---|---|---|---|---|")
+    for arch in map(int, chosen.arch.split(",")):
+        seen = set()
+        for kernel, function, dtype, constants, options in launches(arch):
+            if (chosen.first and kernel in seen) or chosen.kernel not in ("", kernel):
+                continue
+            seen.add(kernel)
+            found = compile_one(kernel, function, dtype, constants, options, arch)
+            good &= found["fits"]
+            if chosen.markdown:
+                told = " ".join(f"{k.lower()} {v}" for k, v in found["constants"].items())
+                told += "".join(f" {k[4:]} {v}" for k, v in options.items() if k[:4] == "num_")
+                print(f"| {kernel} | {arch} | {dtype} | {told} | {found['registers']} | "
+                      f"{found['shared'] / 1024:.1f} |", flush=True)  # fmt: skip
+            else:
+                print(json.dumps(found), flush=True)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

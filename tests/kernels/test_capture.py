@@ -1,0 +1,150 @@
+"""Attention captured while it is computed, by every backend, against the reference in float64."""
+
+import pytest
+import torch
+
+from wsssfast import kernels
+from wsssfast.kernels import reference
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# batch, classes, patches, heads, head width: one row block and several, uneven tiles, no classes
+SIZES = [
+    (1, 1, 1, 1, 16),
+    (1, 3, 7, 2, 16),
+    (1, 20, 196, 1, 64),
+    (1, 4, 129, 1, 32),
+    (2, 130, 11, 2, 16),
+    (1, 0, 5, 2, 24),
+    (1, 2, 47, 2, 128),
+    (1, 33, 33, 1, 80),
+]
+ERRORS = {torch.float64: 1e-14, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+def projections(b, c, n, heads, width, dtype, layers=1, seed=0):
+    """Per layer query, key and value [B, M, T, d], drawn in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (layers, 3, b, c + n, heads, width)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return drawn.transpose(3, 4).to(dtype).to(DEVICE)
+
+
+def capture(layers, classes, backend, c2p_layers=3, p2p_layers=12):
+    """(outputs, c2p by layer, p2p) of projections."""
+    attention = kernels.AttentionCapture(classes, len(layers), c2p_layers, p2p_layers, backend)
+    outputs = [attention.attend(n, *layer) for n, layer in enumerate(layers) if attention.wants(n)]
+    return outputs, *attention.means()
+
+
+def close(found, wanted, error):
+    return found.numel() == 0 or float((found.double() - wanted.double()).abs().max()) <= error
+
+
+@pytest.mark.parametrize(("b", "c", "n", "heads", "width"), SIZES)
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        ("eager", torch.float64),
+        ("eager", torch.float32),
+        ("eager", torch.float16),
+        ("eager", torch.bfloat16),
+        ("triton", torch.float32),
+        ("triton", torch.float16),
+        ("triton", torch.bfloat16),
+        ("reference", torch.float64),
+    ],
+)
+def test_capture_equals_the_reference_in_float64(b, c, n, heads, width, backend, dtype):
+    layers = projections(b, c, n, heads, width, dtype, layers=3)
+    outputs, c2p, p2p = capture(layers, c, backend, c2p_layers=2, p2p_layers=3)
+    weights = [reference.attention_probabilities(q.double(), k.double()) for q, k, _ in layers]
+    wanted = reference.class_and_patch_attention([w.mean(1) for w in weights], c, 2, 3)
+    for output, attention, layer in zip(outputs, weights, layers, strict=True):
+        assert output.dtype == dtype
+        assert close(output, attention @ layer[2].double(), 4 * ERRORS[dtype])
+    total = torch.promote_types(dtype, torch.float32)
+    assert (c2p.shape, p2p.shape) == ((2, b, c, n), (b, n, n))
+    assert c2p.dtype == p2p.dtype == total
+    assert close(c2p.mean(0), wanted[0], ERRORS[dtype])
+    assert close(p2p, wanted[1], ERRORS[dtype])
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton", "reference"])
+@pytest.mark.parametrize(("c2p_layers", "p2p_layers"), [(1, 1), (3, 1), (1, 4), (9, 9)])
+def test_each_attention_has_its_own_layers(backend, c2p_layers, p2p_layers):
+    layers = projections(1, 4, 18, 2, 16, torch.float32, layers=4)
+    outputs, c2p, p2p = capture(layers, 4, backend, c2p_layers, p2p_layers)
+    assert len(outputs) == min(4, max(c2p_layers, p2p_layers))
+    means = [
+        reference.attention_probabilities(q.double(), k.double()).mean(1) for q, k, _ in layers
+    ]
+    for found, mean in zip(c2p, means[-c2p_layers:], strict=True):
+        assert close(found, mean[:, :4, 4:], 1e-6)
+    assert close(p2p, torch.stack(means[-p2p_layers:]).mean(0)[:, 4:, 4:], 1e-6)
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_huge_scores_stay_finite(backend):
+    """One-hot rows: scores of thousands, whose exponentials overflow unless shifted."""
+    layers = projections(1, 3, 37, 2, 16, torch.float32) * 60
+    _, c2p, p2p = capture(layers, 3, backend)
+    weights = reference.attention_probabilities(*(part.double() for part in layers[0][:2]))
+    mean = weights.mean(1)
+    assert close(c2p[0], mean[:, :3, 3:], 3e-3)  # of scores near 1e4 float32 keeps 1e-3
+    assert close(p2p, mean[:, 3:, 3:], 3e-3)
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_nothing_is_read_from_memory_that_was_not_written(backend, monkeypatch):
+    """Outputs and scratch are poisoned with NaN; none may come through."""
+    empty, new_empty = torch.empty, torch.Tensor.new_empty
+
+    def poisoned(tensor):
+        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: poisoned(empty(*a, **k)))
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda self, *a, **k: poisoned(new_empty(self, *a, **k))
+    )
+    layers = projections(2, 5, 41, 2, 24, torch.float32, layers=2)
+    outputs, c2p, p2p = capture(layers, 5, backend)
+    assert all(bool(x.isfinite().all()) for x in (*outputs, c2p, p2p))
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("b", "c", "n", "heads"), [(1, 0, 1, 1), (2, 3, 40, 3), (1, 20, 33, 2)])
+def test_mean_of_attention_that_is_given(b, c, n, heads, backend, dtype):
+    layers = projections(b, c, n, heads, 16, torch.float64, layers=2)
+    given = [reference.attention_probabilities(q, k).to(dtype) for q, k, _ in layers]
+    c2p, p2p = kernels.head_mean(given, c, backend=backend)
+    means = torch.stack([layer.double().mean(1) for layer in given])
+    assert close(c2p, means[:, :, :c, c:], 2e-7 if dtype == torch.float32 else 5e-4)
+    assert close(p2p, means.mean(0)[:, c:, c:], 2e-7 if dtype == torch.float32 else 5e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "width"), [(1, 16), (45, 24), (70, 64), (33, 128)])
+def test_own_attention_with_log_sum_exp(tokens, width, dtype):
+    from wsssfast.kernels.flash import flash
+
+    query, key, value = projections(2, 0, tokens, 2, width, dtype)[0]
+    output, lse = flash(query, key, value, width**-0.5)
+    scores = query.double() @ key.double().transpose(-2, -1) * width**-0.5
+    assert close(output, scores.softmax(-1) @ value.double(), 4 * ERRORS[dtype])
+    assert close(lse, scores.logsumexp(-1), 4 * ERRORS[dtype])
+
+
+def test_capture_says_what_it_expected():
+    query, key, value = projections(1, 2, 5, 2, 16, torch.float32)[0]
+    attention = kernels.AttentionCapture(2, 1)
+    with pytest.raises(ValueError, match="one shape"):
+        attention.attend(0, query, key[:, :, 1:], value)
+    with pytest.raises(ValueError, match="more than 7 tokens"):
+        kernels.AttentionCapture(7, 1).attend(0, query, key, value)
+    with pytest.raises(ValueError, match="at least one layer"):
+        kernels.AttentionCapture(2, 1, c2p_layers=0)
+    with pytest.raises(ValueError, match="expected layers of one shape"):
+        kernels.head_mean([], 2)
+    with pytest.raises(ValueError, match="more than 7 tokens"):
+        kernels.head_mean([query @ key.transpose(-2, -1)], 7)
