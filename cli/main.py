@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": ("shards", "inspect", "What a folder of shards holds."),
     "verify": ("shards", "verify", "Check every byte of a folder of shards."),
     "report": ("report", "report", "One HTML file that shows what the pipeline did."),
+    "bench": ("bench", "bench", "Time the kernels against PyTorch's own on this machine."),
     "doctor": ("doctor", "doctor", "What this machine offers, and what will be used."),
 }
 

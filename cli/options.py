@@ -31,7 +31,10 @@ def dataset_options(command: F) -> F:
     return command
 
 
-_LISTS = ("scales", "stage", "ratios", "alphas", "layers", "background")  # text with commas
+_LISTS = (  # options of text with commas, which a TOML file may give as a list
+    "scales", "stage", "ratios", "alphas", "layers", "background", "what", "sizes", "batches",
+    "precisions",
+)  # fmt: skip
 
 
 def _config_value(path: Path, key: str, value: Any, parameter: click.Parameter) -> Any:

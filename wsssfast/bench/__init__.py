@@ -1,0 +1,1 @@
+"""Time the kernels against what PyTorch users have today, on this machine."""
