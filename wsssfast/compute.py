@@ -267,18 +267,20 @@ def most_images(model: ClassTokenViT, size: tuple[int, int], options: CamOptions
     """How many images of (width, height) fit one forward pass in half of the memory; may be 0.
 
     The patch-to-patch attention, its ranking and its propagation take the most: about four
-    float32 arrays of N x N for each image and flip.
+    float32 arrays of N x N for each image and flip; on a GPU, also the kept queries and keys.
     """
     scale = max(options.scales)
     patches = 1
     for side in size:
         patches *= max(1, round(side * scale) // model.patch_size)
-    needed = 4 * 4 * patches**2 * (2 if options.flip else 1)
+    floats = 4 * patches**2
     device = next(model.parameters()).device
     if device.type == "cuda":
+        floats += 2 * len(model.blocks) * patches * model.embed_dim
         memory = torch.cuda.mem_get_info(device)[1]
     else:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = 4 * floats * (2 if options.flip else 1)
     return int(memory // 2 // needed)
 
 
