@@ -6,12 +6,14 @@ on CPUs, and it needs no compiler: every step is a library call on a block that 
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 ROW_BLOCK = 128  # query rows a step of large images
 WHOLE = 320  # tokens up to which all rows make one step
+RANK_BLOCK = 256  # rows that are ranked at once
 
 
 def attend_and_add(
@@ -87,31 +89,59 @@ def related_patches(similarity: Tensor, count: int, include_self: bool = True) -
     """U(i) of Eq. 3 without a sort: the k-th largest value, then a cut through its ties.
 
     Selects exactly what `reference.related_patches` selects.
+
+    Args:
+        similarity: [B, R, N], the first R <= N rows.
+        count: k.
+        include_self: whether the diagonal takes part.
     """
     if not include_self:
-        batch, n, _ = similarity.shape
-        others = ~torch.eye(n, dtype=torch.bool, device=similarity.device).expand(batch, n, n)
+        batch, rows, n = similarity.shape
+        others = ~torch.eye(rows, n, dtype=torch.bool, device=similarity.device)
+        others = others.expand(batch, rows, n)
         related = torch.zeros_like(others)
-        rest = similarity[others].reshape(batch, n, n - 1)
+        rest = similarity[others].reshape(batch, rows, n - 1)
         related[others] = related_patches(rest, min(count, n - 1)).flatten()
         return related
     if count == 0:
         return torch.zeros_like(similarity, dtype=torch.bool)
-    threshold = torch.topk(similarity, count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
-    chosen = similarity >= threshold
-    if int(chosen.sum(-1).amax()) == count:  # no row has a tie across the cut
-        return chosen
+    threshold = _kth_largest(similarity, count)
     above = similarity > threshold
-    tied = chosen & ~above
+    tied = similarity == threshold
     room = count - above.sum(-1, keepdim=True)
     return above | (tied & (tied.cumsum(-1) <= room))
 
 
 def related_mean(c2p: Tensor, similarity: Tensor, count: int, include_self: bool = True) -> Tensor:
-    """R of Eq. 3, [B, C, N]."""
-    related = related_patches(similarity, count, include_self).to(c2p.dtype)
-    chosen = count if include_self else min(count, c2p.shape[-1] - 1)
-    return (c2p @ related.transpose(-2, -1)).div_(max(1, chosen))
+    """r of Eq. 3, [B, C, N].
+
+    One block of rows at a time: threshold, 0/1 mask, product with c2p. A row of ones below c2p counts
+    what each mask holds, which shows rows whose ties cross the cut; those blocks are cut exactly.
+    """
+    batch, classes, n = c2p.shape
+    if not include_self:
+        related = related_patches(similarity, count, include_self=False).to(c2p.dtype)
+        return (c2p @ related.transpose(-2, -1)).div_(max(1, min(count, n - 1)))
+    counted = torch.cat([c2p, c2p.new_ones(batch, 1, n)], 1)
+    means = c2p.new_empty(batch, classes, n)
+    for start in range(0, n, RANK_BLOCK):
+        rows = similarity[:, start : start + RANK_BLOCK]
+        mask = rows.new_empty(rows.shape, dtype=c2p.dtype)
+        torch.ge(rows, _kth_largest(rows, count), out=mask)
+        sums = counted @ mask.transpose(-2, -1)
+        if bool((sums[:, -1] != count).any()):
+            sums = counted @ related_patches(rows, count).to(c2p.dtype).transpose(-2, -1)
+        torch.div(sums[:, :-1], count, out=means[:, :, start : start + RANK_BLOCK])
+    return means
+
+
+def _kth_largest(rows: Tensor, count: int) -> Tensor:
+    """The `count`-th largest value of each row, [B, R, 1]; on CPU by numpy's faster selection."""
+    if rows.is_cuda:
+        return torch.topk(rows, count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    place = rows.shape[-1] - count
+    selected = np.partition(rows.numpy(), place, axis=-1)[..., place : place + 1]
+    return torch.from_numpy(np.ascontiguousarray(selected))
 
 
 def modulated_cam(
