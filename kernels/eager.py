@@ -113,10 +113,11 @@ def related_patches(similarity: Tensor, count: int, include_self: bool = True) -
 
 
 def related_mean(c2p: Tensor, similarity: Tensor, count: int, include_self: bool = True) -> Tensor:
-    """r of Eq. 3, [B, C, N].
+    """Eq. 3: r, [B, C, N].
 
-    One block of rows at a time: threshold, 0/1 mask, product with c2p. A row of ones below c2p counts
-    what each mask holds, which shows rows whose ties cross the cut; those blocks are cut exactly.
+    One block of rows at a time: threshold, 0/1 mask, product with c2p. A row of ones below c2p
+    counts what each mask holds, which shows rows whose ties cross the cut; those blocks are cut
+    exactly.
     """
     batch, classes, n = c2p.shape
     if not include_self:
