@@ -167,26 +167,27 @@ def attention_mean(
     chosen = launch.settings("mean", kept, patches, width)
     across = triton.cdiv(patches, chosen["COLUMNS"])
     down = triton.cdiv(classes, chosen["CLASSES"]) + triton.cdiv(patches, chosen["ROWS"])
-    mean_kernel[(down * across, batch)](
-        kept,
-        lse,
-        c2p,
-        p2p,
-        batch,
-        heads,
-        classes,
-        patches,
-        layers,
-        c2p_layers,
-        p2p_layers,
-        *kept.stride()[:3],
-        lse.stride(0),
-        row,
-        row,
-        scale * _LOG2E,
-        WIDTH=width,
-        CHANNELS=channels(width, kept.element_size()),
-        PRECISION=precision(kept),
-        **chosen,
-    )
+    with torch.cuda.device_of(kept):
+        mean_kernel[(down * across, batch)](
+            kept,
+            lse,
+            c2p,
+            p2p,
+            batch,
+            heads,
+            classes,
+            patches,
+            layers,
+            c2p_layers,
+            p2p_layers,
+            *kept.stride()[:3],
+            lse.stride(0),
+            row,
+            row,
+            scale * _LOG2E,
+            WIDTH=width,
+            CHANNELS=channels(width, kept.element_size()),
+            PRECISION=precision(kept),
+            **chosen,
+        )
     return c2p[..., :patches], p2p[..., :patches]

@@ -88,9 +88,10 @@ def flash(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tens
     lse = query.new_empty(batch, heads, tokens, dtype=torch.float32)
     wide = max(16, triton.next_power_of_2(width))
     chosen = launch.settings("flash", query, tokens, width)
-    flash_kernel[(triton.cdiv(tokens, chosen["ROWS"]), batch * heads)](
-        query, key, value, output, lse, heads, tokens, *query.stride()[:3], scale * _LOG2E,
-        WIDTH=width, WIDTH_BLOCK=wide, PRECISION=precision(query),
-        **chosen,
-    )  # fmt: skip
+    with torch.cuda.device_of(query):
+        flash_kernel[(triton.cdiv(tokens, chosen["ROWS"]), batch * heads)](
+            query, key, value, output, lse, heads, tokens, *query.stride()[:3], scale * _LOG2E,
+            WIDTH=width, WIDTH_BLOCK=wide, PRECISION=precision(query),
+            **chosen,
+        )  # fmt: skip
     return output.transpose(1, 2), lse

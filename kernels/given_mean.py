@@ -62,8 +62,9 @@ def given_mean(probabilities: Sequence[Tensor], classes: int) -> tuple[Tensor, T
     block = min(1024, triton.next_power_of_2(patches))
     for number, given in enumerate(probabilities):
         layer = given if given.stride(-1) == 1 else given.contiguous()
-        given_kernel[(tokens, triton.cdiv(patches, block), batch)](
-            layer, c2p[number], p2p, heads, classes, tokens, *layer.stride()[:3], row, row,
-            len(probabilities), FIRST=number == 0, BLOCK=block,
-        )  # fmt: skip
+        with torch.cuda.device_of(layer):
+            given_kernel[(tokens, triton.cdiv(patches, block), batch)](
+                layer, c2p[number], p2p, heads, classes, tokens, *layer.stride()[:3], row, row,
+                len(probabilities), FIRST=number == 0, BLOCK=block,
+            )  # fmt: skip
     return c2p[..., :patches], p2p[..., :patches]

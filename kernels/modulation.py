@@ -115,24 +115,25 @@ def modulate(
     chosen = launch.settings("modulate", c2p, patches)
     chosen["CLASSES"] = min(chosen["CLASSES"], max(16, triton.next_power_of_2(classes)))
     grid = (triton.cdiv(patches, chosen["ROWS"]), triton.cdiv(classes, chosen["CLASSES"]), batch)
-    modulate_kernel[grid](
-        similarity,
-        threshold,
-        cut,
-        c2p,
-        other,
-        out,
-        patches,
-        classes,
-        alpha / count,
-        similarity.stride(0),
-        similarity.stride(1),
-        c2p.stride(0),
-        c2p.stride(1),
-        other.stride(0),
-        other.stride(1),
-        INCLUDE_SELF=include_self,
-        COUPLE=cam is not None,
-        **chosen,
-    )
+    with torch.cuda.device_of(c2p):
+        modulate_kernel[grid](
+            similarity,
+            threshold,
+            cut,
+            c2p,
+            other,
+            out,
+            patches,
+            classes,
+            alpha / count,
+            similarity.stride(0),
+            similarity.stride(1),
+            c2p.stride(0),
+            c2p.stride(1),
+            other.stride(0),
+            other.stride(1),
+            INCLUDE_SELF=include_self,
+            COUPLE=cam is not None,
+            **chosen,
+        )
     return out

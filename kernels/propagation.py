@@ -73,17 +73,18 @@ def propagate(cam: Tensor, p2p: Tensor, gather: bool = True) -> Tensor:
     chosen = launch.settings("propagate", cam, patches)
     chosen["CLASSES"] = min(chosen["CLASSES"], max(16, triton.next_power_of_2(classes)))
     grid = (triton.cdiv(patches, chosen["ROWS"]), triton.cdiv(classes, chosen["CLASSES"]), batch)
-    propagate_kernel[grid](
-        cam,
-        p2p,
-        out,
-        patches,
-        classes,
-        cam.stride(0),
-        cam.stride(1),
-        p2p.stride(0),
-        to_stride,
-        from_stride,
-        **chosen,
-    )
+    with torch.cuda.device_of(cam):
+        propagate_kernel[grid](
+            cam,
+            p2p,
+            out,
+            patches,
+            classes,
+            cam.stride(0),
+            cam.stride(1),
+            p2p.stride(0),
+            to_stride,
+            from_stride,
+            **chosen,
+        )
     return out

@@ -77,19 +77,20 @@ def select(similarity: Tensor, count: int, include_self: bool = True) -> tuple[T
     threshold = torch.empty(batch, rows, dtype=torch.int32, device=similarity.device)
     cut = torch.empty_like(threshold)
     block = triton.next_power_of_2(patches)
-    select_kernel[(rows, batch)](
-        similarity,
-        threshold,
-        cut,
-        rows,
-        patches,
-        count,
-        similarity.stride(0),
-        similarity.stride(1),
-        INCLUDE_SELF=include_self,
-        BLOCK=block,
-        num_warps=warps(block),
-    )
+    with torch.cuda.device_of(similarity):
+        select_kernel[(rows, batch)](
+            similarity,
+            threshold,
+            cut,
+            rows,
+            patches,
+            count,
+            similarity.stride(0),
+            similarity.stride(1),
+            INCLUDE_SELF=include_self,
+            BLOCK=block,
+            num_warps=warps(block),
+        )
     return threshold, cut
 
 
