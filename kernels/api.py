@@ -55,8 +55,7 @@ def related_patches(
     """
     if similarity.ndim != 3 or similarity.shape[1] != similarity.shape[2]:
         raise ValueError(f"expected similarity [B, N, N], received {list(similarity.shape)}")
-    if not 0 < ratio <= 1:
-        raise ValueError(f"expected a ratio in (0, 1], received {ratio}")
+    _expect_ratio(ratio)
     count = reference.related_count(ratio, similarity.shape[-1])
     chosen = choose(backend, similarity, patches=similarity.shape[-1])
     if chosen == "reference":
@@ -92,8 +91,7 @@ def related_mean(
         ValueError: shapes that do not fit one another, or a ratio outside (0, 1].
     """
     _expect("similarity", similarity, (c2p.shape[0], c2p.shape[-1], c2p.shape[-1]))
-    if not 0 < ratio <= 1:
-        raise ValueError(f"expected a ratio in (0, 1], received {ratio}")
+    _expect_ratio(ratio)
     count = reference.related_count(ratio, c2p.shape[-1])
     chosen = choose(backend, c2p, patches=c2p.shape[-1])
     if chosen == "reference":
@@ -122,8 +120,7 @@ def propagate(
         ValueError: shapes that do not fit one another.
     """
     _expect("p2p", p2p, (cam.shape[0], cam.shape[-1], cam.shape[-1]))
-    if propagation not in ("gather", "scatter"):
-        raise ValueError(f"expected propagation gather or scatter, received {propagation!r}")
+    _expect_propagation(propagation)
     chosen = choose(backend, cam)
     if chosen == "reference":
         return reference.propagate(cam, p2p, propagation)
@@ -174,12 +171,10 @@ def refine(
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"unknown stage {unknown[0]!r}; expected one of {', '.join(STAGES)}")
-    if propagation not in ("gather", "scatter"):
-        raise ValueError(f"expected propagation gather or scatter, received {propagation!r}")
+    _expect_propagation(propagation)
     if not alpha >= 0:
         raise ValueError(f"expected alpha >= 0, received {alpha}")
-    if not 0 < ratio <= 1:
-        raise ValueError(f"expected a ratio in (0, 1], received {ratio}")
+    _expect_ratio(ratio)
     if tokens is not None and (tokens.ndim != 3 or tokens.shape[:2] != p2p.shape[:2]):
         raise ValueError(f"expected tokens [B, N, D] beside p2p, received {list(tokens.shape)}")
     similarity = p2p if tokens is None else reference.token_similarity(tokens)
@@ -251,6 +246,16 @@ def _operations(chosen: str, like: Tensor) -> Any:
 
         return fused
     return eager if like.is_cuda else operators
+
+
+def _expect_ratio(ratio: float) -> None:
+    if not 0 < ratio <= 1:
+        raise ValueError(f"expected a ratio in (0, 1], received {ratio}")
+
+
+def _expect_propagation(propagation: str) -> None:
+    if propagation not in ("gather", "scatter"):
+        raise ValueError(f"expected propagation gather or scatter, received {propagation!r}")
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

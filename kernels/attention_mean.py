@@ -15,7 +15,7 @@ from torch import Tensor
 from wsssfast.kernels import launch
 from wsssfast.kernels.backend import interpreted
 
-_LOG2E = 1.4426950408889634
+LOG2E = 1.4426950408889634
 
 
 @triton.jit
@@ -184,7 +184,7 @@ def attention_mean(
             lse.stride(0),
             row,
             row,
-            scale * _LOG2E,
+            scale * LOG2E,
             WIDTH=width,
             CHANNELS=channels(width, kept.element_size()),
             PRECISION=precision(kept),

@@ -125,10 +125,6 @@ class AttentionCapture:
             self._kept = None
             self._lse.clear()
             given = (self.classes, self.c2p_layers, self.p2p_layers, self._scale)
-            if not kept.is_cuda:  # in the interpreter
-                from wsssfast.kernels.attention_mean import attention_mean
-
-                return attention_mean(kept, lse, *given)
             c2p, p2p = operators.attention_mean(kept, lse, *given)
             return c2p, p2p
         assert self._c2p is not None and self._total is not None

@@ -9,9 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wsssfast.kernels import launch
-from wsssfast.kernels.attention_mean import precision
-
-_LOG2E = 1.4426950408889634
+from wsssfast.kernels.attention_mean import LOG2E, precision
 
 
 @triton.jit
@@ -74,7 +72,7 @@ def flash_kernel(
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """What `sdpa.attend_with_lse` gives, for any head width up to 256.
+    """What `sdpa.attend_with_lse` gives, for any head width up to `backend.MOST_WIDTH`.
 
     Args:
         query: [B, M, T, d].
@@ -90,7 +88,7 @@ def flash(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tens
     chosen = launch.settings("flash", query, tokens, width)
     with torch.cuda.device_of(query):
         flash_kernel[(triton.cdiv(tokens, chosen["ROWS"]), batch * heads)](
-            query, key, value, output, lse, heads, tokens, *query.stride()[:3], scale * _LOG2E,
+            query, key, value, output, lse, heads, tokens, *query.stride()[:3], scale * LOG2E,
             WIDTH=width, WIDTH_BLOCK=wide, PRECISION=precision(query),
             **chosen,
         )  # fmt: skip

@@ -41,6 +41,24 @@ def settings(kernel: str, like: Tensor, patches: int, width: int = 0) -> dict[st
     return found if interpreted() else {**found, "enable_fp_fusion": True}
 
 
+def tiles(
+    kernel: str, like: Tensor, shape: tuple[int, int, int]
+) -> tuple[tuple[int, int, int], dict[str, int]]:
+    """Grid and settings of a kernel whose programs take some patches of some classes.
+
+    Args:
+        kernel: name of a table in `launch.toml`.
+        like: an input of the kernel.
+        shape: B, C, N.
+    """
+    batch, classes, patches = shape
+    chosen = settings(kernel, like, patches)
+    whole = max(16, 1 << (classes - 1).bit_length())
+    chosen["CLASSES"] = min(chosen["CLASSES"], whole)
+    rows, columns = chosen["ROWS"], chosen["CLASSES"]
+    return (-(-patches // rows), -(-classes // columns), batch), chosen
+
+
 def fits(row: Row, arch: int, bits: int, patches: int, width: int) -> bool:
     """Whether a row is meant for an architecture, a precision and a size."""
     return (

@@ -112,9 +112,7 @@ def modulate(
     batch, classes, patches = c2p.shape
     out = torch.empty(batch, classes, patches, dtype=torch.float32, device=c2p.device)
     other = c2p if cam is None else cam
-    chosen = launch.settings("modulate", c2p, patches)
-    chosen["CLASSES"] = min(chosen["CLASSES"], max(16, triton.next_power_of_2(classes)))
-    grid = (triton.cdiv(patches, chosen["ROWS"]), triton.cdiv(classes, chosen["CLASSES"]), batch)
+    grid, chosen = launch.tiles("modulate", c2p, (batch, classes, patches))
     with torch.cuda.device_of(c2p):
         modulate_kernel[grid](
             similarity,

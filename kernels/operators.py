@@ -57,7 +57,7 @@ def _project_into(tokens: Tensor, weight: Tensor, bias: Tensor | None, out: Tens
         torch.addmm(bias.to(out.dtype), flat, transposed, out=wanted)
 
 
-@torch.library.impl(_LIBRARY, "attention_mean", "CUDA")
+@torch.library.impl(_LIBRARY, "attention_mean", "CompositeExplicitAutograd")
 def _attention_mean(
     kept: Tensor, lse: Tensor, classes: int, c2p_layers: int, p2p_layers: int, scale: float
 ) -> tuple[Tensor, Tensor]:

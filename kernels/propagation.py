@@ -70,9 +70,7 @@ def propagate(cam: Tensor, p2p: Tensor, gather: bool = True) -> Tensor:
     out = torch.empty(batch, classes, patches, dtype=torch.float32, device=cam.device)
     row, column = p2p.stride(1), p2p.stride(2)
     to_stride, from_stride = (row, column) if gather else (column, row)
-    chosen = launch.settings("propagate", cam, patches)
-    chosen["CLASSES"] = min(chosen["CLASSES"], max(16, triton.next_power_of_2(classes)))
-    grid = (triton.cdiv(patches, chosen["ROWS"]), triton.cdiv(classes, chosen["CLASSES"]), batch)
+    grid, chosen = launch.tiles("propagate", cam, (batch, classes, patches))
     with torch.cuda.device_of(cam):
         propagate_kernel[grid](
             cam,

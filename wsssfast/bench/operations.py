@@ -156,12 +156,8 @@ def _pairs(kept: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 def mean_alone(shape: Shape, kept: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     """Both means of all layers in one launch."""
     given = (shape.classes, shape.c2p_layers, shape.p2p_layers, shape.width**-0.5)
-    if kept.is_cuda:
-        found: tuple[Tensor, Tensor] = operators.attention_mean(kept, lse, *given)
-        return found
-    from wsssfast.kernels.attention_mean import attention_mean  # in the interpreter
-
-    return attention_mean(kept, lse, *given)
+    found: tuple[Tensor, Tensor] = operators.attention_mean(kept, lse, *given)
+    return found
 
 
 def _mean_by_recompute(shape: Shape, kept: Tensor, lse: Tensor) -> object:
