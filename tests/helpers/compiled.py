@@ -34,7 +34,8 @@ from wsssfast.kernels.backend import MOST_PATCHES
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block
-WIDTHS = (32, 64, 128)
+WIDTHS = (32, 64, 80, 128)
+_SIZES = ("ROWS", "COLUMNS", "CLASSES", "BLOCK")
 BITS = {"fp16": 16, "bf16": 16, "fp32": 32}
 _POINTERS = {
     "select": {"similarity_ptr": "fp32", "threshold_ptr": "i32", "cut_ptr": "i32"},
@@ -80,15 +81,16 @@ def launches(arch: int) -> Iterator[tuple[str, object, str, dict, dict]]:
                             part = attention_mean.channels(width, BITS[dtype] // 8)
                             constants["CHANNELS"] = part
                         else:
-                            constants["WIDTH_BLOCK"] = width
+                            constants["WIDTH_BLOCK"] = triton.next_power_of_2(width)
                         yield kernel, function, dtype, constants, options
-                    elif kernel == "modulate":
-                        for couple in (True, False):
-                            given_constants = {"INCLUDE_SELF": couple, "COUPLE": couple}
-                            yield kernel, function, dtype, constants | given_constants, options
-                    else:
-                        for contiguous in ("from_stride", "to_stride"):
-                            yield kernel, function, dtype, constants | {contiguous: 1}, options
+                        continue
+                    flags: tuple[dict, ...] = ({"from_stride": 1}, {"to_stride": 1})
+                    if kernel == "modulate":
+                        flags = tuple({"INCLUDE_SELF": x, "COUPLE": x} for x in (True, False))
+                    for flag in flags:
+                        for classes in (constants["CLASSES"], 16):  # `launch.tiles` for few
+                            few = constants | flag | {"CLASSES": classes}
+                            yield kernel, function, dtype, few, options
 
 
 def rows(kernel: str, arch: int, bits: int, width: int) -> list[launch.Row]:
@@ -142,6 +144,31 @@ def compile_one(kernel, function, dtype, constants, options, arch: int) -> dict:
     }
 
 
+def markdown(found: list[dict]) -> str:
+    """A row a launch, a column an architecture: registers a thread, KiB of shared memory."""
+    arches = sorted({launch["arch"] for launch in found})
+    table: dict[tuple[str, ...], dict[int, str]] = {}
+    for one in found:
+        of = one["constants"]
+        tile = " x ".join(str(of[k]) for k in _SIZES if k in of)
+        if "WIDTH" in of:
+            case = f"width {of['WIDTH']}"
+        else:
+            flags = (k.lower().replace("_", " ") for k, v in of.items() if v and k not in _SIZES)
+            case = ", ".join(flags)
+        warps = f"{one['num_warps']} / {one.get('num_stages', '-')}"
+        cells = table.setdefault((one["kernel"], one["dtype"], case, tile, warps), {})
+        cells[one["arch"]] = f"{one['registers']}, {one['shared'] / 1024:.0f}"
+    merged: dict[tuple[str, ...], list[str]] = {}  # precisions that take the same
+    for (kernel, dtype, *others), cells in sorted(table.items(), key=lambda item: item[0][0]):
+        row = (kernel, *others, *(cells.get(arch, "") for arch in arches))
+        merged.setdefault(row, []).append(dtype)
+    header = ["kernel", "input", "case", "tile", "warps / stages", *(f"sm_{a}" for a in arches)]
+    lines = [header, ["---"] * len(header)]
+    lines += [[row[0], ", ".join(dtypes), *row[1:]] for row, dtypes in merged.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--arch", default=",".join(map(str, ARCHITECTURES)))
@@ -149,26 +176,19 @@ def main() -> int:
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--kernel", default="")
     chosen = parser.parse_args()
-    good = True
-    if chosen.markdown:
-        print("| kernel | sm | input | launch | registers | shared KiB |")
-        print("|---|---|---|---|---|---|")
+    found = []
     for arch in map(int, chosen.arch.split(",")):
         seen = set()
         for kernel, function, dtype, constants, options in launches(arch):
             if (chosen.first and kernel in seen) or chosen.kernel not in ("", kernel):
                 continue
             seen.add(kernel)
-            found = compile_one(kernel, function, dtype, constants, options, arch)
-            good &= found["fits"]
-            if chosen.markdown:
-                told = " ".join(f"{k.lower()} {v}" for k, v in found["constants"].items())
-                told += "".join(f" {k[4:]} {v}" for k, v in options.items() if k[:4] == "num_")
-                print(f"| {kernel} | {arch} | {dtype} | {told} | {found['registers']} | "
-                      f"{found['shared'] / 1024:.1f} |", flush=True)  # fmt: skip
-            else:
-                print(json.dumps(found), flush=True)
-    return 0 if good else 1
+            found.append(compile_one(kernel, function, dtype, constants, options, arch))
+            if not chosen.markdown:
+                print(json.dumps(found[-1]), flush=True)
+    if chosen.markdown:
+        print(markdown(found))
+    return 0 if all(launch["fits"] for launch in found) else 1
 
 
 if __name__ == "__main__":
