@@ -49,6 +49,7 @@ class AttentionCapture:
         self._lse: list[Tensor] = []
         self._c2p: Tensor | None = None
         self._total: Tensor | None = None
+        self._block: Tensor | None = None
         self._scale = 0.0
 
     def wants(self, layer: int) -> bool:
@@ -164,10 +165,13 @@ class AttentionCapture:
         total = self._total if left <= self.p2p_layers else None
         share = 1 / self.p2p_layers
         if not plain:
-            attend = eager.attend_and_add if query.is_cuda else operators.attend_and_add
-            given = (self._scale, self.classes, share, total, c2p)
-            output: Tensor = attend(query, key, value, *given)
-            return output
+            given = (query, key, value, self._scale, self.classes, share, total, c2p)
+            if torch.compiler.is_compiling():
+                compiled: Tensor = operators.attend_and_add(*given)
+                return compiled
+            if self._block is None:
+                self._block = eager.attention_block(query)
+            return eager.attend_and_add(*given, self._block)
         attention = reference.attention_probabilities(query, key, self._scale)
         mean = attention.mean(1)
         if c2p is not None:

@@ -25,6 +25,7 @@ def attend_and_add(
     share: float,
     total: Tensor | None,
     c2p: Tensor | None,
+    block: Tensor | None = None,
 ) -> Tensor:
     """Attention output; its head mean is added to running sums, in place.
 
@@ -41,27 +42,34 @@ def attend_and_add(
         share: factor on what is added to `total`, such as 1 / layers.
         total: [B, T, T] to add the head mean to, or None.
         c2p: [B, C, N] to write the head mean's class-to-patch block to, or None.
+        block: where attention is computed, from `attention_block`; made anew where None.
 
     Returns:
         [B, M, T, d] in the dtype of `value`, laid out as [B, T, M, d].
     """
     batch, heads, tokens, width = query.shape
-    work = torch.promote_types(query.dtype, torch.float32)
     output = value.new_empty(batch, tokens, heads, width)
-    rows = tokens if tokens <= WHOLE else ROW_BLOCK
-    block = query.new_empty(heads * min(rows, tokens) * tokens, dtype=work)
+    whole = tokens <= WHOLE
+    rows = tokens if whole else ROW_BLOCK
+    block = attention_block(query) if block is None else block
+    work = block.dtype
     weights = block.new_full((1, heads), share / heads)
     for image in range(batch):
-        scaled = (query[image] * scale).to(work)
-        transposed = key[image].transpose(-2, -1).to(work).contiguous()
-        values = value[image].to(work).contiguous()
+        queries, keys, values = (part[image].to(work) for part in (query, key, value))
+        transposed = keys.transpose(-2, -1)
+        if not whole:
+            transposed = transposed.contiguous()  # every block reads it
         for start in range(0, tokens, rows):
             stop = min(start + rows, tokens)
             size = heads * (stop - start) * tokens
             attention = block[:size].view(heads, stop - start, tokens)
-            torch.bmm(scaled[:, start:stop], transposed, out=attention)
+            attention.baddbmm_(queries[:, start:stop], transposed, beta=0, alpha=scale)
             torch.softmax(attention, -1, out=attention)
-            output[image, start:stop] = torch.bmm(attention, values).transpose(0, 1)
+            wanted = output[image, start:stop].transpose(0, 1)
+            if whole and wanted.dtype == work:
+                torch.bmm(attention, values, out=wanted)
+            else:
+                wanted.copy_(torch.bmm(attention, values))
             if total is not None:
                 sums = total[image, start:stop].view(1, -1)
                 torch.addmm(sums, weights, attention.view(heads, -1), out=sums)
@@ -69,6 +77,14 @@ def attend_and_add(
                 mean = attention[:, : classes - start, classes:].mean(0)
                 c2p[image, start : start + len(mean)] = mean
     return output.transpose(1, 2)
+
+
+def attention_block(query: Tensor) -> Tensor:
+    """Room for the attention of one block of rows of [B, M, T, d]; all layers can share it."""
+    _, heads, tokens, _ = query.shape
+    work = torch.promote_types(query.dtype, torch.float32)
+    rows = tokens if tokens <= WHOLE else ROW_BLOCK
+    return query.new_empty(heads * rows * tokens, dtype=work)
 
 
 def head_mean(probabilities: Sequence[Tensor], classes: int) -> tuple[Tensor, Tensor]:

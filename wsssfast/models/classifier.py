@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wsssfast import kernels
 from wsssfast.errors import WsssError
 from wsssfast.models.backbone import build_backbone, preprocessing, resize_positions
+from wsssfast.models.block import captured_block
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ class ClassTokenViT(nn.Module):
             classes, len(self.blocks), c2p_layers, p2p_layers, backend
         )
         for layer, block in enumerate(self.blocks):
-            x = _block_with_capture(block, x, layer, attention)
+            x = captured_block(block, x, layer, attention)
         c2p, p2p = attention.means()
         tokens = x[:, classes:]
         if self.head is None:
@@ -286,38 +287,3 @@ def init_from_backbone(model: ClassTokenViT, weights: dict[str, Tensor]) -> None
             "Give the file that belongs to this architecture.",
         ) from error
     model.load_state_dict(state, strict=False)
-
-
-def _block_with_capture(
-    block: Any, x: Tensor, layer: int, attention: kernels.AttentionCapture
-) -> Tensor:
-    """Timm's Block.forward in evaluation mode, with the attention captured on the way."""
-    if not attention.wants(layer):
-        plain: Tensor = block(x)
-        return plain
-    attn = block.attn
-    query, key, value = _projections(attn, block.norm1(x), layer, attention)
-    attended = attention.attend(layer, attn.q_norm(query), attn.k_norm(key), value, attn.scale)
-    attended = attended.transpose(1, 2).flatten(2)
-    norm = getattr(attn, "norm", None)
-    if norm is not None:
-        attended = norm(attended)
-    x = x + block.ls1(attn.proj(attended))
-    captured: Tensor = x + block.ls2(block.mlp(block.norm2(x)))
-    return captured
-
-
-def _projections(
-    attn: Any, x: Tensor, layer: int, attention: kernels.AttentionCapture
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value [B, M, T, d]; values apart where queries and keys are to be kept."""
-    batch, tokens, width = x.shape
-    weight, bias, both = attn.qkv.weight, attn.qkv.bias, 2 * width
-    first, last = (None, None) if bias is None else (bias[:both], bias[both:])
-    kept = attention.project(layer, x, weight[:both], first, attn.num_heads)
-    if kept is None:
-        qkv = attn.qkv(x).reshape(batch, tokens, 3, attn.num_heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return query, key, value
-    value = F.linear(x, weight[both:], last).reshape(batch, tokens, attn.num_heads, -1)
-    return *kept, value.transpose(1, 2)
