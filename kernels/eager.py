@@ -54,9 +54,11 @@ def attend_and_add(
     block = attention_block(query) if block is None else block
     work = block.dtype
     weights = block.new_full((1, heads), share / heads)
+    if query.dtype != work:
+        query, key, value = query.to(work), key.to(work), value.to(work)
     for image in range(batch):
-        queries, keys, values = (part[image].to(work) for part in (query, key, value))
-        transposed = keys.transpose(-2, -1)
+        queries, values = query[image], value[image]
+        transposed = key[image].transpose(-2, -1)
         if not whole:
             transposed = transposed.contiguous()  # every block reads it
         for start in range(0, tokens, rows):
