@@ -17,6 +17,7 @@ from wsssfast.cli.options import (
     pick_device,
     progress,
     resume_options,
+    worker_option,
     write_json,
 )
 
@@ -36,6 +37,7 @@ from wsssfast.cli.options import (
 @click.option("--batch-size", default=8, show_default=True, help="Most images a forward pass.")
 @click.option("--decode-workers", default=2, show_default=True, help="Threads that decode images.")
 @click.option("--shard-size", default=512, show_default=True, help="Images a shard.")
+@worker_option
 @resume_options
 @json_option
 @config_option
@@ -51,6 +53,7 @@ def export_cams(
     batch_size: int,
     decode_workers: int,
     shard_size: int,
+    worker: tuple[int, int],
     resume: bool,
     overwrite: bool,
     json_path: str | None,
@@ -59,12 +62,15 @@ def export_cams(
     """Compute the CAMs of every image of a data set and store them as HDF5 shards.
 
     The image-level labels of the data set choose the classes of each image. Images that cannot be
-    read are listed and skipped (exit code 3); running the same command again continues.
+    read are listed and skipped (exit code 3); running the same command again continues. Several
+    workers may share one --out: start each with its --worker, or all by torchrun.
 
     \b
     Example:
       wsssfast export-cams --dataset voc --data-root VOCdevkit/VOC2012 \\
           --checkpoint classifier.safetensors --out cams
+      torchrun --nproc-per-node 8 -m wsssfast export-cams --dataset coco \\
+          --data-root coco --checkpoint classifier.safetensors --out cams
     """  # fmt: skip
     from wsssfast.compute import CamOptions
     from wsssfast.data import open_dataset
@@ -79,13 +85,16 @@ def export_cams(
     with progress("export-cams", len(dataset)) as advance:
         summary = export(
             model, dataset, out, options, shard_size=shard_size, batch_size=batch_size,
-            decode_workers=decode_workers, resume=resume, overwrite=overwrite, progress=advance,
+            decode_workers=decode_workers, resume=resume, overwrite=overwrite, worker=worker,
+            progress=advance,
         )  # fmt: skip
     write_json(asdict(summary), json_path)
     if json_path != "-":
+        more = summary.others_shards
+        others = f", {more} are other workers'" if more else ""
         click.echo(
             f"{summary.images} images in {out}: {summary.written_shards} shards written, "
-            f"{summary.skipped_shards} were done; {summary.bytes / 1e6:.2f} MB, "
+            f"{summary.skipped_shards} were done{others}; {summary.bytes / 1e6:.2f} MB, "
             f"{summary.bytes / max(1, summary.images):.0f} bytes an image."
         )
         click.echo(f"Classes of each image: its image-level labels ({dataset.label_source}).")

@@ -1,5 +1,6 @@
 """The `wsssfast` command: subcommands are imported when they are used, so help is instant."""
 
+import signal
 import sys
 from importlib import import_module
 
@@ -52,8 +53,14 @@ def main() -> None:
     """Turn image-level labels into pixel labels (WSSS): fast, exact, at data-set scale."""
 
 
+def _interrupt(number: int, frame: object) -> None:
+    """A scheduler's SIGTERM ends a run as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
 def run() -> None:
     """Entry point: one line on stderr and an exit code for everything a user can mend."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         main(prog_name="wsssfast", standalone_mode=False)
     except WsssError as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -152,13 +153,46 @@ device_option = click.option(
 
 
 def pick_device(device: str) -> str:
-    """`auto` resolved; `cuda` refused in one line where there is none."""
+    """`auto` resolved, under torchrun to a GPU of this worker's own.
+
+    Raises:
+        WsssError: `cuda` where there is none, or fewer GPUs than torchrun started workers.
+    """
     import torch
 
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise WsssError("Expected a CUDA device, found none.", "Use --device cpu.")
-    return "cuda" if device != "cpu" and available else "cpu"
+    if device == "cpu" or not available:
+        return "cpu"
+    slot = int(os.environ["LOCAL_RANK"]) if "RANK" in os.environ else 0
+    if slot >= torch.cuda.device_count():
+        raise WsssError(
+            f"Expected a GPU for each worker, found {torch.cuda.device_count()}.",
+            "Start as many workers a machine as it has GPUs, or use --device cpu.",
+        )
+    return f"cuda:{slot}" if slot else "cuda"
+
+
+def _worker(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[int, int]:
+    """(i, n) of --worker, else of torchrun, else (0, 1)."""
+    if text is None:
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+            return 0, 1
+        text = f"{os.environ['RANK']}/{os.environ['WORLD_SIZE']}"
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise WsssError(
+            f"Expected a worker I/N with 0 <= I < N, found {text[:40]!r}.",
+            "Such as --worker 0/4, --worker 1/4 and so on.",
+        )
+    return int(found[1]), int(found[2])
+
+
+worker_option = click.option(
+    "--worker", callback=_worker, metavar="I/N",
+    help="This is worker I of N, from 0, that share --out.  [default: as torchrun says, or 0/1]",
+)  # fmt: skip
 
 
 def write_json(value: Any, path: str | None) -> None:

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from wsssfast.data.dataset import require_safe_ids
 from wsssfast.data.safe_pickle import read_npy
 from wsssfast.errors import BadFile, WsssError, listing
+from wsssfast.files import output_folder
 from wsssfast.shards.format import DEFAULT_SHARD_SIZE
+from wsssfast.shards.lock import folder_lock
 from wsssfast.shards.reader import CamShards
 from wsssfast.shards.resume import done_shards
 from wsssfast.shards.writer import CamRecord, write_cam_shard
@@ -83,23 +85,27 @@ def from_npy(
         "shard_size": shard_size,
         "propagation": "unknown",
     }
-    done_shards(out, "cams", identity)  # nothing is skipped: the files may have changed
-    count = -(-len(paths) // shard_size)
+    output_folder(out, "the shards")
     all_failed: dict[str, str] = {}
-    for index in range(count):
-        records, failed = [], {}
-        for path in paths[index * shard_size : (index + 1) * shard_size]:
-            try:
-                records.append(_record(path, len(class_names)))
-            except (WsssError, BadFile) as error:
-                failed[path.stem] = error.message if isinstance(error, WsssError) else str(error)
-            progress(1)
-        write_cam_shard(
-            out, index, count, records, failed=failed, identity=identity,
-            epsilons={"final": 1e-8}, config={"source": "npy"},
-            versions={"wsssfast": version("wsssfast")},
-        )  # fmt: skip
-        all_failed.update(failed)
+    with folder_lock(out):
+        done_shards(out, "cams", identity)  # nothing is skipped: the files may have changed
+        count = -(-len(paths) // shard_size)
+        for index in range(count):
+            records, failed = [], {}
+            for path in paths[index * shard_size : (index + 1) * shard_size]:
+                try:
+                    records.append(_record(path, len(class_names)))
+                except (WsssError, BadFile) as error:
+                    failed[path.stem] = (
+                        error.message if isinstance(error, WsssError) else str(error)
+                    )
+                progress(1)
+            write_cam_shard(
+                out, index, count, records, failed=failed, identity=identity,
+                epsilons={"final": 1e-8}, config={"source": "npy"},
+                versions={"wsssfast": version("wsssfast")},
+            )  # fmt: skip
+            all_failed.update(failed)
     return all_failed
 
 

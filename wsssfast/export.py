@@ -1,5 +1,6 @@
 """`export-cams`: run a classifier over a data set and leave CAM shards, resumably."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,19 @@ from PIL import Image
 from wsssfast.compute import CamOptions, identity, most_images, require_stages, stage_grids
 from wsssfast.data.dataset import Dataset, Item
 from wsssfast.errors import BadFile, WsssError
+from wsssfast.files import output_folder
 from wsssfast.kernels.backend import for_device
 from wsssfast.loader import load_batches
 from wsssfast.models.checkpoint import weights_hash
 from wsssfast.models.classifier import ClassTokenViT
-from wsssfast.shards.format import DEFAULT_SHARD_SIZE, Sidecar, stored_bytes
-from wsssfast.shards.resume import ExportSummary, done_shards, telling_full_disk
+from wsssfast.shards.format import DEFAULT_SHARD_SIZE, Sidecar, canonical, stored_bytes
+from wsssfast.shards.lock import folder_lock
+from wsssfast.shards.resume import (
+    ExportSummary,
+    done_shard,
+    done_shards,
+    telling_full_disk,
+)
 from wsssfast.shards.writer import CamRecord, write_cam_shard
 from wsssfast.versions import versions
 
@@ -32,12 +40,15 @@ def export_cams(
     decode_workers: int = 2,
     resume: bool = True,
     overwrite: bool = False,
+    worker: tuple[int, int] = (0, 1),
     progress: Callable[[int], None] = lambda images: None,
 ) -> ExportSummary:
     """Export the CAMs of a data set.
 
     Shards are `shard_size` images each of the sorted id list. A shard that is done is skipped, and
-    redone only if an image that it lists as unreadable can be read by now.
+    redone only if an image that it lists as unreadable can be read by now. Of several workers each
+    begins with shards of its own, every n-th, and goes on with those that no other has begun: a
+    slow or dead worker's are done by the others, or by the next run.
 
     Args:
         model: in evaluation mode, on the device to use.
@@ -48,41 +59,55 @@ def export_cams(
         batch_size: most images of equal size in one forward pass.
         decode_workers: decoding threads.
         resume: whether a folder that holds shards of this configuration is continued.
-        overwrite: discard the shards in `out` first.
+        overwrite: discard the shards in `out` first; not with several workers.
+        worker: (i, n), this is the i-th of n that share the folder, from 0.
         progress: called with a number of images each time some are finished.
 
     Raises:
-        WsssError: `out` holds another configuration, the classes differ, or the disk is full.
+        WsssError: `out` holds another configuration, another run is writing there, the classes
+            differ, or the disk is full.
     """
     require_classes(model, dataset)
     require_stages(model, options.stages)
     if min(shard_size, batch_size, decode_workers) < 1:
         raise WsssError("Expected a shard size, batch size and number of workers of at least 1.")
+    rank, workers = worker
+    if not 0 <= rank < workers:
+        raise WsssError(f"Expected a worker i/n with 0 <= i < n, found {rank}/{workers}.")
+    if workers > 1 and (overwrite or not resume):
+        raise WsssError("Expected --resume and no --overwrite of several workers in one folder.")
     who = identity(
         dataset.class_names, weights_hash(model), options, dataset.fingerprint, shard_size
     )
     count = -(-len(dataset) // shard_size)
-    done = done_shards(out, "cams", who, resume=resume, overwrite=overwrite)
     depth = len(model.blocks)
     summary = ExportSummary()
-    for index in range(count):
-        items = dataset.items[index * shard_size : (index + 1) * shard_size]
-        finished = done.get(index)
-        if finished and not _now_readable(dataset, finished):
-            summary.add(finished, written=False)
-            progress(len(items))
-            continue
-        records, failed = _compute(
-            model, dataset, items, options, batch_size, decode_workers, progress
-        )
-        with telling_full_disk(out, summary):
-            finished = write_cam_shard(
-                out, index, count, records, failed=failed, identity=who,
-                epsilons={stage: options.epsilon(stage, depth) for stage in options.stages},
-                config=_config(model, dataset, options, shard_size),
-                versions=versions("numpy", "h5py"),
-            )  # fmt: skip
-        summary.add(finished, written=True)
+    output_folder(out, "the shards")
+    purpose = hashlib.sha256(canonical(who).encode()).hexdigest() if workers > 1 else ""
+    with folder_lock(out, purpose) as lock:
+        done_shards(out, "cams", who, resume=resume, overwrite=overwrite)
+        for index in sorted(range(count), key=lambda n: (n % workers != rank, n)):
+            items = dataset.items[index * shard_size : (index + 1) * shard_size]
+            if not lock.claim(index):
+                continue
+            finished = done_shard(out, "cams", index, count)
+            if finished and not _now_readable(dataset, finished):
+                summary.add(finished, written=False)
+                progress(len(items))
+            else:
+                records, failed = _compute(
+                    model, dataset, items, options, batch_size, decode_workers, progress
+                )
+                with telling_full_disk(out, summary):
+                    finished = write_cam_shard(
+                        out, index, count, records, failed=failed, identity=who,
+                        epsilons={s: options.epsilon(s, depth) for s in options.stages},
+                        config=_config(model, dataset, options, shard_size),
+                        versions=versions("numpy", "h5py"),
+                    )  # fmt: skip
+                summary.add(finished, written=True)
+            lock.release(index)
+    summary.others_shards = count - summary.written_shards - summary.skipped_shards
     summary.bytes = stored_bytes(out, "cams")
     return summary
 

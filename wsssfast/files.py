@@ -27,12 +27,12 @@ def output_folder(out: Path, what: str) -> None:
 
 
 def require_empty(out: Path) -> None:
-    """Refuse a folder that holds anything, as --no-resume asks.
+    """Refuse a folder that holds anything but hidden files, as --no-resume asks.
 
     Raises:
         WsssError: it holds files.
     """
-    if any(out.iterdir()):
+    if any(not path.name.startswith(".") for path in out.iterdir()):
         raise WsssError(
             f"Expected an empty or new folder with --no-resume, found files in {out}.",
             "Leave the flag out to continue there, or discard with --overwrite.",

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsssfast.errors import WsssError
+from wsssfast.files import output_folder
 from wsssfast.shards.format import FORMAT_VERSION, Sidecar, stored_bytes
 from wsssfast.shards.label_shards import LabelRecord, write_label_shard
+from wsssfast.shards.lock import folder_lock
 from wsssfast.shards.reader import CamShards
 from wsssfast.shards.resume import ExportSummary, done_shards, telling_full_disk
 from wsssfast.versions import versions
@@ -88,26 +90,28 @@ def export_labels(
     """
     shards.require_stage(options.stage)
     identity = label_identity(shards, options)
-    done = done_shards(out, "labels", identity, resume=resume, overwrite=overwrite)
     summary = ExportSummary()
-    for index, source in shards.sidecars.items():
-        finished = done.get(index)
-        if finished and _belongs(finished, source):
-            summary.add(finished, written=False)
-            progress(len(finished.ids))
-            continue
-        records = []
-        for image_id in source.ids:
-            mask = shards.mask(image_id, options.background, options.stage)
-            records.append(LabelRecord.of(image_id, shards.labels(image_id).tolist(), mask))
-            progress(1)
-        with telling_full_disk(out, summary):
-            finished = write_label_shard(
-                out, index, source.count, records, failed=source.failed, identity=identity,
-                config={**options.to_json(), "cams": source.config, _OF: source.file_sha256},
-                versions=versions("numpy", "h5py"),
-            )  # fmt: skip
-        summary.add(finished, written=True)
+    output_folder(out, "the shards")
+    with folder_lock(out):
+        done = done_shards(out, "labels", identity, resume=resume, overwrite=overwrite)
+        for index, source in shards.sidecars.items():
+            finished = done.get(index)
+            if finished and _belongs(finished, source):
+                summary.add(finished, written=False)
+                progress(len(finished.ids))
+                continue
+            records = []
+            for image_id in source.ids:
+                mask = shards.mask(image_id, options.background, options.stage)
+                records.append(LabelRecord.of(image_id, shards.labels(image_id).tolist(), mask))
+                progress(1)
+            with telling_full_disk(out, summary):
+                finished = write_label_shard(
+                    out, index, source.count, records, failed=source.failed, identity=identity,
+                    config={**options.to_json(), "cams": source.config, _OF: source.file_sha256},
+                    versions=versions("numpy", "h5py"),
+                )  # fmt: skip
+            summary.add(finished, written=True)
     summary.bytes = stored_bytes(out, "labels")
     return summary
 

@@ -8,7 +8,15 @@ from typing import Any
 
 from wsssfast.errors import WsssError
 from wsssfast.files import output_folder, require_empty
-from wsssfast.shards.format import KINDS, Sidecar, kinds_in, require_same_identity, sidecars
+from wsssfast.shards.format import (
+    KINDS,
+    Sidecar,
+    kinds_in,
+    read_sidecar,
+    require_same_identity,
+    shard_stem,
+    sidecars,
+)
 
 
 @dataclass
@@ -19,6 +27,7 @@ class ExportSummary:
         images: how many the shards hold now.
         skipped_shards: how many were done already.
         written_shards: how many this run wrote.
+        others_shards: how many other workers had in hand.
         bytes: size of all shards and sidecars.
         failed: id -> reason of images that could not be done.
     """
@@ -26,6 +35,7 @@ class ExportSummary:
     images: int = 0
     skipped_shards: int = 0
     written_shards: int = 0
+    others_shards: int = 0
     bytes: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -78,6 +88,14 @@ def done_shards(
         if (out / f"{sidecar.stem}.h5").is_file():
             done[sidecar.index] = sidecar
     return done
+
+
+def done_shard(out: Path, kind: str, index: int, count: int) -> Sidecar | None:
+    """A shard as it is now, when another worker may have written it; None where it is not done."""
+    stem = shard_stem(kind, index, count)
+    if not (out / f"{stem}.json").is_file() or not (out / f"{stem}.h5").is_file():
+        return None
+    return read_sidecar(out / f"{stem}.json")
 
 
 @contextmanager

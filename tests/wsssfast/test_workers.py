@@ -1,0 +1,177 @@
+"""Several processes and one folder of shards: nobody does another's work, nobody's work is lost."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from support import folder_dataset, tiny_model
+
+from wsssfast.compute import CamOptions
+from wsssfast.data import open_dataset
+from wsssfast.errors import WsssError
+from wsssfast.export import export_cams
+from wsssfast.models.checkpoint import save_model
+from wsssfast.shards import verify_shards
+from wsssfast.shards.lock import folder_lock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from wsssfast.shards.lock import folder_lock
+with folder_lock(Path(sys.argv[1]), sys.argv[2]) as lock:
+    if len(sys.argv) > 3:
+        assert lock.claim(int(sys.argv[3]))
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def hold():
+    """Start processes that hold a folder, and sometimes one of its shards."""
+    started = []
+
+    def start(*arguments):
+        words = [sys.executable, "-c", HOLD, *map(str, arguments)]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture
+def data(tmp_path):
+    return open_dataset("folder", folder_dataset(tmp_path / "data"))
+
+
+def shards_of(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("cams-*")}
+
+
+def export(data, out, worker=(0, 1)):
+    return export_cams(tiny_model(), data, out, CamOptions(), shard_size=1, worker=worker)
+
+
+def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path, data, hold):
+    out = tmp_path / "out"
+    out.mkdir()
+    first = hold(out, "")
+    with pytest.raises(WsssError, match="only run that writes"):
+        export(data, out)
+    with pytest.raises(WsssError, match="only run that writes"):
+        export(data, out, (0, 2))
+    assert not shards_of(out)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert export(data, out).images == 4
+
+
+def test_a_run_alone_is_refused_beside_workers(tmp_path, data, hold):
+    hold(tmp_path, "purpose")
+    with pytest.raises(WsssError, match="only run that writes"), folder_lock(tmp_path):
+        pass
+
+
+def test_workers_of_another_configuration_are_refused(tmp_path, hold):
+    worker = hold(tmp_path, "this")
+    with pytest.raises(WsssError, match="one configuration"), folder_lock(tmp_path, "that"):
+        pass
+    with folder_lock(tmp_path, "this"):
+        pass
+    worker.kill()
+    worker.wait()
+    with folder_lock(tmp_path, "that"):  # the first of new workers says what they are there for
+        pass
+
+
+def test_workers_do_what_no_other_has_begun(tmp_path, data, hold):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    export(data, whole)
+    out.mkdir()
+    purpose = _purpose(data, tmp_path / "probe")
+    slow = hold(out, purpose, 2)
+    done = export(data, out, (0, 2))
+    assert (done.written_shards, done.others_shards) == (3, 1)  # 2 is held
+    assert [name for name in shards_of(whole) if name not in shards_of(out)] == [
+        "cams-00002-of-00004.h5", "cams-00002-of-00004.json"
+    ]  # fmt: skip
+    slow.kill()
+    slow.wait()
+    last = export(data, out, (1, 2))
+    assert (last.written_shards, last.skipped_shards, last.images) == (1, 3, 4)
+    assert shards_of(out) == shards_of(whole)
+    assert not verify_shards(out).problems
+
+
+def _purpose(data, folder):
+    """What workers of `export` write into the lock file."""
+    export(data, folder, (0, 2))
+    return (folder / ".wsssfast.lock").read_text()
+
+
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": False}])
+def test_workers_may_not_discard_one_anothers_shards(tmp_path, data, options):
+    with pytest.raises(WsssError, match="several workers"):
+        export_cams(tiny_model(), data, tmp_path / "out", CamOptions(), worker=(0, 2), **options)
+
+
+def test_two_processes_of_which_one_is_killed(tmp_path):
+    """By the command line: the survivor, or the next run, does the rest; bytes as of one run."""
+    root = folder_dataset(tmp_path / "data")
+    save_model(tiny_model(), tmp_path / "model.safetensors")
+
+    def start(out, *more):
+        words = [sys.executable, "-m", "wsssfast", "export-cams", "--dataset", "folder",
+                 "--data-root", root, "--checkpoint", tmp_path / "model.safetensors", "--out", out,
+                 "--shard-size", "1", *more]  # fmt: skip
+        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait(120) == 0, whole.stderr.read()
+    pair = [start(tmp_path / "out", "--worker", f"{n}/2") for n in range(2)]
+    deadline = time.monotonic() + 60
+    while not shards_of(tmp_path / "out") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    pair[1].kill()
+    assert pair[0].wait(120) == 0, pair[0].stderr.read()
+    last = start(tmp_path / "out", "--worker", "0/2")
+    assert last.wait(120) == 0
+    assert shards_of(tmp_path / "out") == shards_of(tmp_path / "whole")
+    for process in (whole, *pair, last):
+        process.wait()
+        process.stderr.close()
+
+
+def test_torchrun_says_which_worker_this_is(tmp_path, data, monkeypatch):
+    from click.testing import CliRunner
+
+    from wsssfast.cli.main import main
+
+    save_model(tiny_model(), tmp_path / "model.safetensors")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    words = ["export-cams", "--dataset", "folder", "--data-root", f"{tmp_path}/data"]
+    words += ["--out", f"{tmp_path}/out", "--checkpoint", f"{tmp_path}/model.safetensors"]
+    assert CliRunner().invoke(main, [*words, "--device", "cpu"]).exit_code == 0
+    assert (tmp_path / "out" / ".wsssfast.lock").read_text()  # shared, so told for what
+    wrong = CliRunner().invoke(main, [*words, "--worker", "2/2"])
+    assert isinstance(wrong.exception, WsssError) and "0 <= I < N" in str(wrong.exception)
+
+
+def test_sigterm_ends_as_an_interruption(tmp_path):
+    code = (
+        "import os, signal, sys, wsssfast.cli.main as m\n"
+        "m.main = lambda **_: os.kill(os.getpid(), signal.SIGTERM) or __import__('time').sleep(9)\n"
+        "m.run()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 4 and "Interrupted" in ended.stderr
