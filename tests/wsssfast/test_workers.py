@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from support import folder_dataset, tiny_model
@@ -175,3 +176,13 @@ def test_sigterm_ends_as_an_interruption(tmp_path):
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 4 and "Interrupted" in ended.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_nothing_is_lost_or_done_twice(tmp_path, kills, workers):
+    script = Path(__file__).parents[1] / "helpers" / "killed.py"
+    words = [sys.executable, script, tmp_path, str(kills), str(workers)]
+    ended = subprocess.run(words, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith(f"{kills} killed")

@@ -15,7 +15,7 @@ from pathlib import Path
 from wsssfast.errors import WsssError
 
 NAME = ".wsssfast.lock"
-_TALK = 1 << 40  # a byte for the moment in which workers agree
+_DOOR = 1 << 40  # the byte of the worker that is coming in
 _HELD = (errno.EACCES, errno.EAGAIN)
 
 
@@ -31,32 +31,38 @@ class FolderLock:
 
     def release(self, index: int) -> None:
         """Give a shard back."""
-        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, 1 + index)
+        self._lock(fcntl.LOCK_UN, 1 + index, wait=True)
 
-    def join(self, *, shared: bool) -> bool:
-        """Take the folder, alone or with others that share it; False where that cannot be."""
-        return self._lock(fcntl.LOCK_SH if shared else fcntl.LOCK_EX, 0)
+    def alone(self) -> bool:
+        """Take the folder for this process; False where another one is there."""
+        return self._lock(fcntl.LOCK_EX, 0)
 
-    def agree(self, purpose: str) -> bool:
-        """Whether the workers that share the folder are there for one purpose; the first says it.
+    def share(self) -> bool:
+        """Take the folder together with others that share it; False where one is there alone."""
+        return self._lock(fcntl.LOCK_SH, 0)
 
-        Args:
-            purpose: the same text exactly where their results may lie side by side.
-        """
-        fcntl.lockf(self._descriptor, fcntl.LOCK_EX, 1, _TALK)  # waits for its turn
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait until no other worker is coming in, and let none in meanwhile."""
+        self._lock(fcntl.LOCK_EX, _DOOR, wait=True)
         try:
-            said = purpose.encode()
-            if self.join(shared=False):  # alone so far
-                os.ftruncate(self._descriptor, 0)
-                os.pwrite(self._descriptor, said, 0)
-                return self.join(shared=True)
-            return os.pread(self._descriptor, len(said) + 1, 0) == said
+            yield
         finally:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, _TALK)
+            self._lock(fcntl.LOCK_UN, _DOOR, wait=True)
 
-    def _lock(self, how: int, byte: int) -> bool:
+    def say(self, purpose: str) -> None:
+        """Write down what workers are there for."""
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, purpose.encode(), 0)
+
+    def heard(self, purpose: str) -> bool:
+        """Whether that is what the first of them wrote."""
+        said = purpose.encode()
+        return os.pread(self._descriptor, len(said) + 1, 0) == said
+
+    def _lock(self, how: int, byte: int, *, wait: bool = False) -> bool:
         try:
-            fcntl.lockf(self._descriptor, how | fcntl.LOCK_NB, 1, byte)
+            fcntl.lockf(self._descriptor, how if wait else how | fcntl.LOCK_NB, 1, byte)
         except OSError as error:
             if error.errno in _HELD:
                 return False
@@ -84,16 +90,32 @@ def folder_lock(out: Path, shared_for: str = "") -> Iterator[FolderLock]:
     descriptor = os.open(out / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         lock = FolderLock(descriptor)
-        if not lock.join(shared=bool(shared_for)):
-            raise WsssError(
-                f"Expected to be the only run that writes into {out}, found another at work.",
-                "Wait for it, choose another --out, or start all of them with --worker i/n.",
-            )
-        if shared_for and not lock.agree(shared_for):
+        if shared_for:
+            _come_in(lock, out, shared_for)
+        elif not lock.alone():
+            raise _occupied(out)
+        yield lock
+    finally:
+        os.close(descriptor)
+
+
+def _come_in(lock: FolderLock, out: Path, purpose: str) -> None:
+    """Share the folder; the first worker says what for, the others must have come for that."""
+    with lock.turn():
+        if lock.alone():
+            lock.say(purpose)
+            lock.share()
+        elif not lock.share():
+            raise _occupied(out)
+        elif not lock.heard(purpose):
             raise WsssError(
                 f"Expected workers of one configuration in {out}, found another's at work.",
                 "Start all of them with the same options.",
             )
-        yield lock
-    finally:
-        os.close(descriptor)
+
+
+def _occupied(out: Path) -> WsssError:
+    return WsssError(
+        f"Expected to be the only run that writes into {out}, found another at work.",
+        "Wait for it, choose another --out, or start all of them with --worker i/n.",
+    )

@@ -1,0 +1,128 @@
+"""Images/s of `export-cams` against the loop of the field's scripts; ends in one JSON line.
+
+The loop does what MCTformer's public script does, without its heatmaps and CRF: one image at a
+time, each scale and its mirror image in a pass of their own, all layers' attention kept and
+averaged afterwards, the maps of every class upsampled to the image's size and summed, those of the
+image's classes scaled to [0, 1] and saved as a full-size `.npy`. Both read the same files; they
+take turns by parts of the images, so that both see the same machine. The floor is the network's
+plain forward of each image and its mirror image, without any attention maps.
+
+    python benchmarks/export_speed.py --dataset voc --data-root VOCdevkit/VOC2012 --split val \\
+        --checkpoint classifier.safetensors --images 500
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from wsssfast.bench.forward import random_model
+from wsssfast.bench.peers import plain_forward, stacked_forward
+from wsssfast.bench.report import machine
+from wsssfast.compute import CamOptions
+from wsssfast.data import Dataset, open_dataset
+from wsssfast.export import export_cams
+from wsssfast.models.checkpoint import load_model
+from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
+from wsssfast.preprocess import resize, to_tensor
+
+
+@torch.no_grad()
+def script(model: ClassTokenViT, dataset: Dataset, options: CamOptions, out: Path) -> None:
+    """The plain loop."""
+    device = next(model.parameters()).device
+    for item in dataset.items:
+        image = dataset.load_image(item)
+        size = (image.height, image.width)
+        total = torch.zeros(model.num_classes, *size, device=device)
+        for scale in options.scales:
+            pixels = to_tensor([resize(image, scale, model.patch_size)], model.config)
+            for mirrored in (False, True)[: 1 + options.flip]:
+                inputs = (pixels.flip(-1) if mirrored else pixels).to(device)
+                maps = stacked_forward(model, inputs, options.c2p_layers, options.p2p_layers)
+                _, classes, h, w = maps.cam.shape
+                cam = torch.relu(maps.cam).flatten(2) * maps.c2p
+                cam = (cam @ maps.p2p.transpose(1, 2)).reshape(1, classes, h, w)
+                full = F.interpolate(cam, size, mode="bilinear", align_corners=False)[0]
+                total += full.flip(-1) if mirrored else full
+        kept = {}
+        for label in item.labels:
+            low, high = total[label].min(), total[label].max()
+            kept[label] = ((total[label] - low) / (high - low + 1e-8)).cpu().numpy()
+        np.save(out / f"{item.id}.npy", kept, allow_pickle=True)
+
+
+@torch.no_grad()
+def floor(model: ClassTokenViT, dataset: Dataset, options: CamOptions, out: Path) -> None:
+    """The forward passes alone, one image at a time, by scaled dot-product attention."""
+    device = next(model.parameters()).device
+    for item in dataset.items:
+        image = dataset.load_image(item)
+        for scale in options.scales:
+            pixels = to_tensor([resize(image, scale, model.patch_size)], model.config).to(device)
+            for _ in (False, True)[: 1 + options.flip]:
+                plain_forward(model, pixels)
+
+
+def seconds_of(work) -> tuple[float, int]:
+    """Seconds of something that fills a folder, and the bytes that it leaves there."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        work(Path(folder))
+        seconds = time.perf_counter() - start
+        return seconds, sum(path.stat().st_size for path in Path(folder).iterdir())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--dataset", default="voc")
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--split")
+    parser.add_argument("--checkpoint", type=Path, help="else random weights of --arch")
+    parser.add_argument("--arch", default="deit_small_patch16_224")
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--scales", default="1.0")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--parts", type=int, default=5, help="in which they take turns")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    dataset = open_dataset(args.dataset, args.data_root, args.split)
+    if args.checkpoint:
+        model = load_model(args.checkpoint)
+    else:
+        model = random_model(ClassifierConfig.for_backbone(args.arch, dataset.class_names, 224))
+    model.to(args.device)
+    options = CamOptions(scales=tuple(map(float, args.scales.split(","))))
+    items = dataset.items[: args.images]
+    found: dict[str, list[tuple[float, int]]] = {"wsssfast": [], "script": [], "floor": []}
+    for part in range(args.parts):
+        some = replace(dataset, items=items[part :: args.parts])
+        work = {
+            "wsssfast": lambda out, some=some: export_cams(
+                model, some, out, options, batch_size=args.batch_size
+            ),
+            "script": lambda out, some=some: script(model, some, options, out),
+            "floor": lambda out, some=some: floor(model, some, options, out),
+        }
+        for name in sorted(work, reverse=bool(part % 2)):
+            found[name].append(seconds_of(work[name]))
+    rates = {name: len(items) / sum(s for s, _ in runs) for name, runs in found.items()}
+    print(json.dumps({
+        "benchmark": "export_speed", **machine(args.device), "arch": model.config.arch,
+        "dataset": args.dataset, "images": len(items), "scales": args.scales,
+        "batch_size": args.batch_size,
+        "images_per_second": {name: round(rate, 3) for name, rate in rates.items()},
+        "times_the_script": round(rates["wsssfast"] / rates["script"], 3),
+        "of_the_floor": round(rates["wsssfast"] / rates["floor"], 3),
+        "bytes_an_image": {n: sum(b for _, b in r) // len(items) for n, r in found.items()},
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
