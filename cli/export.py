@@ -76,12 +76,13 @@ def export_cams(
     from wsssfast.data import open_dataset
     from wsssfast.export import export_cams as export
     from wsssfast.models.checkpoint import load_model
+    from wsssfast.training.workers import own_device
 
     stages = tuple(part.strip() for part in stage.split(",") if part.strip())
     options = CamOptions(stages=stages, **method)
     model = load_model(checkpoint)
     dataset = open_dataset(kind, root, split, labels)
-    model.to(pick_device(device))
+    model.to(own_device(pick_device(device)))
     with progress("export-cams", len(dataset)) as advance:
         summary = export(
             model, dataset, out, options, shard_size=shard_size, batch_size=batch_size,

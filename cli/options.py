@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from wsssfast.errors import SOME_UNREADABLE, WsssError
+from wsssfast.torchrun import torchrun_worker
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
@@ -153,33 +154,19 @@ device_option = click.option(
 
 
 def pick_device(device: str) -> str:
-    """`auto` resolved, under torchrun to a GPU of this worker's own.
-
-    Raises:
-        WsssError: `cuda` where there is none, or fewer GPUs than torchrun started workers.
-    """
+    """`auto` resolved; `cuda` refused in one line where there is none."""
     import torch
 
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise WsssError("Expected a CUDA device, found none.", "Use --device cpu.")
-    if device == "cpu" or not available:
-        return "cpu"
-    slot = int(os.environ["LOCAL_RANK"]) if "RANK" in os.environ else 0
-    if slot >= torch.cuda.device_count():
-        raise WsssError(
-            f"Expected a GPU for each worker, found {torch.cuda.device_count()}.",
-            "Start as many workers a machine as it has GPUs, or use --device cpu.",
-        )
-    return f"cuda:{slot}" if slot else "cuda"
+    return "cuda" if device != "cpu" and available else "cpu"
 
 
 def _worker(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[int, int]:
     """(i, n) of --worker, else of torchrun, else (0, 1)."""
     if text is None:
-        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-            return 0, 1
-        text = f"{os.environ['RANK']}/{os.environ['WORLD_SIZE']}"
+        return torchrun_worker()
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if not found or not int(found[1]) < int(found[2]):
         raise WsssError(

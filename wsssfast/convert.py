@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from wsssfast.data.dataset import require_safe_ids
 from wsssfast.data.safe_pickle import read_npy
 from wsssfast.errors import BadFile, WsssError, listing
-from wsssfast.files import output_folder
 from wsssfast.shards.format import DEFAULT_SHARD_SIZE
 from wsssfast.shards.lock import folder_lock
 from wsssfast.shards.reader import CamShards
@@ -85,7 +84,6 @@ def from_npy(
         "shard_size": shard_size,
         "propagation": "unknown",
     }
-    output_folder(out, "the shards")
     all_failed: dict[str, str] = {}
     with folder_lock(out):
         done_shards(out, "cams", identity)  # nothing is skipped: the files may have changed

@@ -10,7 +10,6 @@ from PIL import Image
 from wsssfast.compute import CamOptions, identity, most_images, require_stages, stage_grids
 from wsssfast.data.dataset import Dataset, Item
 from wsssfast.errors import BadFile, WsssError
-from wsssfast.files import output_folder
 from wsssfast.kernels.backend import for_device
 from wsssfast.loader import load_batches
 from wsssfast.models.checkpoint import weights_hash
@@ -82,7 +81,6 @@ def export_cams(
     count = -(-len(dataset) // shard_size)
     depth = len(model.blocks)
     summary = ExportSummary()
-    output_folder(out, "the shards")
     purpose = hashlib.sha256(canonical(who).encode()).hexdigest() if workers > 1 else ""
     with folder_lock(out, purpose) as lock:
         done_shards(out, "cams", who, resume=resume, overwrite=overwrite)

@@ -26,13 +26,17 @@ def output_folder(out: Path, what: str) -> None:
         raise WsssError(f"Expected to make the folder {out}: {error.strerror}.") from error
 
 
-def require_empty(out: Path) -> None:
-    """Refuse a folder that holds anything but hidden files, as --no-resume asks.
+def require_empty(out: Path, besides: str = "") -> None:
+    """Refuse a folder that holds anything, as --no-resume asks.
+
+    Args:
+        out: the folder.
+        besides: name of a file that may be there.
 
     Raises:
         WsssError: it holds files.
     """
-    if any(not path.name.startswith(".") for path in out.iterdir()):
+    if any(path.name != besides for path in out.iterdir()):
         raise WsssError(
             f"Expected an empty or new folder with --no-resume, found files in {out}.",
             "Leave the flag out to continue there, or discard with --overwrite.",

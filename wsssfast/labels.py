@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsssfast.errors import WsssError
-from wsssfast.files import output_folder
 from wsssfast.shards.format import FORMAT_VERSION, Sidecar, stored_bytes
 from wsssfast.shards.label_shards import LabelRecord, write_label_shard
 from wsssfast.shards.lock import folder_lock
@@ -91,7 +90,6 @@ def export_labels(
     shards.require_stage(options.stage)
     identity = label_identity(shards, options)
     summary = ExportSummary()
-    output_folder(out, "the shards")
     with folder_lock(out):
         done = done_shards(out, "labels", identity, resume=resume, overwrite=overwrite)
         for index, source in shards.sidecars.items():

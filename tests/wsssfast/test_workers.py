@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support import folder_dataset, tiny_model
 
+from wsssfast.cli.options import pick_device
 from wsssfast.compute import CamOptions
 from wsssfast.data import open_dataset
 from wsssfast.errors import WsssError
@@ -16,6 +17,7 @@ from wsssfast.export import export_cams
 from wsssfast.models.checkpoint import save_model
 from wsssfast.shards import verify_shards
 from wsssfast.shards.lock import folder_lock
+from wsssfast.training.workers import own_device
 
 HOLD = """
 import sys, time
@@ -186,3 +188,18 @@ def test_killed_at_random_moments_nothing_is_lost_or_done_twice(tmp_path, kills,
     ended = subprocess.run(words, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith(f"{kills} killed")
+
+
+def test_each_worker_of_torchrun_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    current = []
+    monkeypatch.setattr("torch.cuda.set_device", current.append)
+    assert own_device(pick_device("auto")) == "cuda" and current == []
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert own_device(pick_device("auto")) == "cuda:1" and current == [1]
+    assert own_device(pick_device("cpu")) == "cpu"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(WsssError, match="a GPU for each worker, found 1"):
+        own_device("cuda")

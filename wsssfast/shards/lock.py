@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wsssfast.errors import WsssError
+from wsssfast.files import output_folder
 
 NAME = ".wsssfast.lock"
 _DOOR = 1 << 40  # the byte of the worker that is coming in
@@ -80,13 +81,14 @@ def folder_lock(out: Path, shared_for: str = "") -> Iterator[FolderLock]:
     """Keep other runs out of a folder for as long as this one writes there.
 
     Args:
-        out: an existing folder.
+        out: the folder; made where absent.
         shared_for: let other workers in that come for the same purpose, told by this text; alone
             where it is empty.
 
     Raises:
-        WsssError: another run is writing there.
+        WsssError: it is no folder, or another run is writing there.
     """
+    output_folder(out, "the shards")
     descriptor = os.open(out / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         lock = FolderLock(descriptor)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from wsssfast.errors import WsssError
-from wsssfast.files import output_folder, require_empty
+from wsssfast.files import require_empty
+from wsssfast.shards import lock
 from wsssfast.shards.format import (
     KINDS,
     Sidecar,
@@ -55,10 +56,10 @@ def done_shards(
     resume: bool = True,
     overwrite: bool = False,
 ) -> dict[int, Sidecar]:
-    """The shards of a folder that are done; the folder is made, emptied of shards, or refused.
+    """The shards of a locked folder that are done; it is emptied of shards where asked, or refused.
 
     Args:
-        out: folder of the shards; made where absent.
+        out: folder of the shards.
         kind: "cams" or "labels".
         identity: of the shards to come.
         resume: whether a folder that holds shards of this identity is continued.
@@ -68,9 +69,8 @@ def done_shards(
         Number of each shard that is done -> its sidecar.
 
     Raises:
-        WsssError: `out` is no folder, holds another identity or kind, or is not to be continued.
+        WsssError: `out` holds another identity or kind, or is not to be continued.
     """
-    output_folder(out, "the shards")
     others = " and ".join(KINDS[found][0] for found in kinds_in(out) if found != kind)
     if others:
         raise WsssError(
@@ -81,7 +81,7 @@ def done_shards(
         for path in (*out.glob(f"{kind}-*-of-*"), *out.glob(f".{kind}-*.partial")):
             path.unlink()
     if not resume:
-        require_empty(out)
+        require_empty(out, besides=lock.NAME)
     done = {}
     for sidecar in sidecars(out, kind):
         require_same_identity(sidecar.identity, identity, out)

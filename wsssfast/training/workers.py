@@ -1,6 +1,5 @@
 """The processes of one run under torchrun, and how a run is interrupted cleanly."""
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wsssfast.errors import WsssError
+from wsssfast.torchrun import torchrun_slot, torchrun_worker
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,24 @@ class Workers:
         return values
 
 
+def own_device(device: str) -> str:
+    """`cuda` as the GPU of this worker of torchrun's, which becomes the current one.
+
+    Raises:
+        WsssError: fewer GPUs on this machine than workers.
+    """
+    if device != "cuda" or torchrun_worker()[1] == 1:
+        return device
+    slot = torchrun_slot()
+    if slot >= torch.cuda.device_count():
+        raise WsssError(
+            f"Expected a GPU for each worker, found {torch.cuda.device_count()}.",
+            "Start as many workers a machine as it has GPUs, or use --device cpu.",
+        )
+    torch.cuda.set_device(slot)
+    return f"cuda:{slot}"
+
+
 @contextmanager
 def join_workers(device: str) -> Iterator[Workers]:
     """Join the run that torchrun started (nccl on GPUs, else gloo), or be a run of one.
@@ -81,19 +99,11 @@ def join_workers(device: str) -> Iterator[Workers]:
     Args:
         device: "cpu" or "cuda".
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1 or "RANK" not in os.environ:  # some schedulers set the first alone
+    rank, world = torchrun_worker()
+    if world == 1:
         yield Workers(device=device)
         return
-    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
-    if device == "cuda":
-        if local >= torch.cuda.device_count():
-            raise WsssError(
-                f"Expected a GPU for each worker, found {torch.cuda.device_count()}.",
-                "Start as many workers a machine as it has GPUs, or use --device cpu.",
-            )
-        device = f"cuda:{local}"
-        torch.cuda.set_device(local)
+    device = own_device(device)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield Workers(rank, world, device)
