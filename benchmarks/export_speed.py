@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from wsssfast.bench.forward import random_model
 from wsssfast.bench.peers import plain_forward, stacked_forward
 from wsssfast.bench.report import machine
-from wsssfast.compute import CamOptions
+from wsssfast.cam_options import CamOptions
 from wsssfast.data import Dataset, open_dataset
 from wsssfast.export import export_cams
 from wsssfast.models.checkpoint import load_model

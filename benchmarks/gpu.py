@@ -60,7 +60,7 @@ def export(
 
     from wsssfast.bench.forward import random_model
     from wsssfast.bench.report import machine
-    from wsssfast.compute import CamOptions
+    from wsssfast.cam_options import CamOptions
     from wsssfast.data import open_dataset
     from wsssfast.export import export_cams
     from wsssfast.models.classifier import ClassifierConfig

@@ -85,7 +85,7 @@ def ablate(
     """  # fmt: skip
     from wsssfast.ablate import ablate as score
     from wsssfast.ablate import settings_of
-    from wsssfast.compute import CamOptions
+    from wsssfast.cam_options import CamOptions
     from wsssfast.data import open_dataset
     from wsssfast.export import require_classes
     from wsssfast.models.checkpoint import load_model, weights_hash

@@ -35,7 +35,7 @@ def dataset_options(command: F) -> F:
 
 _LISTS = (  # options of text with commas, which a TOML file may give as a list
     "scales", "stage", "ratios", "alphas", "layers", "background", "what", "sizes", "batches",
-    "precisions",
+    "precisions", "batch_size",
 )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def recipe_option(kind: str) -> Callable[[F], F]:
     return decorate
 
 
-def _json_path(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
+def writable_file(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
     """Refuse before a long run what could not be written after it."""
     if path not in (None, "-"):
         folder = Path(path).parent
@@ -130,7 +130,7 @@ def _json_path(ctx: click.Context, param: click.Parameter, path: str | None) -> 
 
 
 json_option = click.option(
-    "--json", "json_path", metavar="FILE", callback=_json_path,
+    "--json", "json_path", metavar="FILE", callback=writable_file,
     help="Write the numbers as JSON; - is stdout.",
 )  # fmt: skip
 

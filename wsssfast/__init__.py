@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsssfast import kernels
-    from wsssfast.compute import cams
     from wsssfast.errors import WsssError
     from wsssfast.models.checkpoint import load_model
+    from wsssfast.notebook import cams
     from wsssfast.shards import open_shards
 
 __all__ = ["WsssError", "cams", "kernels", "load_model", "open_shards"]
 
 _HOMES = {
     "WsssError": "wsssfast.errors",
-    "cams": "wsssfast.compute",
+    "cams": "wsssfast.notebook",
     "load_model": "wsssfast.models.checkpoint",
     "open_shards": "wsssfast.shards",
 }

@@ -9,17 +9,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from wsssfast import kernels
-from wsssfast.compute import CamOptions, captures, most_images, require_stages, sum_flips
+from wsssfast.cam_options import CamOptions
+from wsssfast.compute import Pixels, captures, prepare, require_stages, sum_flips
 from wsssfast.data.dataset import Dataset, Item
 from wsssfast.errors import BadFile, WsssError
 from wsssfast.evaluate import THRESHOLDS, CamScorer, Truth
 from wsssfast.evaluate.masks import naming
 from wsssfast.kernels import reference
-from wsssfast.loader import load_batches
+from wsssfast.loader import Batch, load_batches
+from wsssfast.memory import most_images
 from wsssfast.models.classifier import Capture, ClassTokenViT
 from wsssfast.shards.reader import full_size
 
@@ -133,25 +134,27 @@ def ablate(
     failed: dict[str, str] = {}
     depth = len(model.blocks)
     epsilons = {s: s.options(base).epsilon(s.stage, depth) for s in settings}
-    with ThreadPoolExecutor(score_workers) as pool:
-        for batch in load_batches(dataset, dataset.items, batch_size, decode_workers):
+    with (
+        ThreadPoolExecutor(score_workers) as pool,
+        load_batches(
+            dataset, [(0, dataset.items)],
+            lambda size: min(batch_size, most_images(model, size, wide)),
+            lambda image: prepare(image, wide, model.patch_size), decode_workers,
+        ) as batches,
+    ):  # fmt: skip
+        for batch in batches:
             if batch.error:
                 failed[batch.items[0].id] = batch.error
             else:
-                for part in batch.parts(most_images(model, batch.images[0].size, wide)):
-                    items = _masked(dataset, part.items, part.images, failed)
-                    try:
-                        grids = _grids(model, items, settings, base, wide)
-                    except BadFile as error:
-                        failed |= {item.id: str(error) for item, _, _ in items}
-                        continue
-                    jobs = [
-                        (scorers[setting], epsilons[setting],
-                         [(item, truth, image.size, [grid[n, : len(item.labels)] for grid in found])
-                          for n, (item, image, truth) in enumerate(items)])
-                        for setting, found in grids.items()
-                    ]  # fmt: skip
-                    list(pool.map(_score, jobs))
+                images = _masked(dataset, batch, failed)
+                grids = _grids(model, images, settings, base, wide)
+                jobs = [
+                    (scorers[setting], epsilons[setting],
+                     [(item, truth, batch.size, [grid[n, : len(item.labels)] for grid in found])
+                      for n, (item, _, truth) in enumerate(images)])
+                    for setting, found in grids.items()
+                ]  # fmt: skip
+                list(pool.map(_score, jobs))
             progress(len(batch.items))
     if not any(scorer.images for scorer in scorers.values()):
         raise WsssError(
@@ -161,7 +164,7 @@ def ablate(
     return {setting: scorer.result() for setting, scorer in scorers.items()}, failed
 
 
-_Masked = tuple[Item, Image.Image, Truth]
+_Masked = tuple[Item, Pixels, Truth]
 _Scored = tuple[Item, Truth, tuple[int, int], list[NDArray[np.float32]]]
 
 
@@ -173,15 +176,10 @@ def _score(job: tuple[CamScorer, float, list[_Scored]]) -> None:
             scorer.add_truth(truth, full_size(grids, (height, width), epsilon))
 
 
-def _masked(
-    dataset: Dataset,
-    items: Sequence[Item],
-    images: Sequence[Image.Image],
-    failed: dict[str, str],
-) -> list[_Masked]:
-    """Those of the items that have a mask; `failed` gets unreadable ones."""
+def _masked(dataset: Dataset, batch: Batch[Pixels], failed: dict[str, str]) -> list[_Masked]:
+    """Those of the images that have a mask; `failed` gets unreadable ones."""
     found = []
-    for item, image in zip(items, images, strict=True):
+    for item, pixels in zip(batch.items, batch.pixels, strict=True):
         try:
             mask = dataset.load_mask(item)
         except BadFile as error:
@@ -191,7 +189,7 @@ def _masked(
             with naming(item.id):
                 labels = np.array(item.labels, np.int64)
                 truth = Truth.of(mask, labels, len(dataset.class_names))
-            found.append((item, image, truth))
+            found.append((item, pixels, truth))
     return found
 
 
@@ -206,12 +204,12 @@ def _grids(
     grids: dict[Setting, list[NDArray[np.float32]]] = {setting: [] for setting in settings}
     if not items:
         return {}
-    images, labels = [image for _, image, _ in items], [item.labels for item, _, _ in items]
-    for capture, count in captures(model, images, labels, wide):
+    pixels, labels = [found for _, found, _ in items], [item.labels for item, _, _ in items]
+    for capture, _ in captures(model, pixels, labels, wide):
         maps = _Refinement(capture, base, len(model.blocks))
         h, w = capture.cam.shape[-2:]
         for setting in settings:
-            grids[setting].append(sum_flips(maps.of(setting), count, (h, w)).cpu().numpy())
+            grids[setting].append(sum_flips(maps.of(setting), len(items), (h, w)).cpu().numpy())
     return grids
 
 

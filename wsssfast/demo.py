@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wsssfast.compute import CamOptions
+from wsssfast.cam_options import CamOptions
 from wsssfast.data.synthetic import open_synthetic
 from wsssfast.errors import WsssError, listing
 from wsssfast.evaluate import evaluate_cams, evaluate_labels

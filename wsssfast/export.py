@@ -1,19 +1,22 @@
 """`export-cams`: run a classifier over a data set and leave CAM shards, resumably."""
 
 import hashlib
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from wsssfast.compute import CamOptions, identity, most_images, require_stages, stage_grids
+from wsssfast.cam_options import CamOptions, identity
+from wsssfast.compute import require_stages
 from wsssfast.data.dataset import Dataset, Item
 from wsssfast.errors import BadFile, WsssError
 from wsssfast.kernels.backend import for_device
-from wsssfast.loader import load_batches
+from wsssfast.memory import most_images
 from wsssfast.models.checkpoint import weights_hash
 from wsssfast.models.classifier import ClassTokenViT
+from wsssfast.pace import Pace, Watch
+from wsssfast.pipeline import NO_CAM, ShardWork, compute_shards
 from wsssfast.shards.format import DEFAULT_SHARD_SIZE, Sidecar, canonical, stored_bytes
 from wsssfast.shards.lock import folder_lock
 from wsssfast.shards.resume import (
@@ -22,10 +25,8 @@ from wsssfast.shards.resume import (
     done_shards,
     telling_full_disk,
 )
-from wsssfast.shards.writer import CamRecord, write_cam_shard
+from wsssfast.shards.writer import write_cam_shard
 from wsssfast.versions import versions
-
-_NO_CAM = "no CAM: "  # begins the reason of an image that was read but has none
 
 
 def export_cams(
@@ -35,12 +36,12 @@ def export_cams(
     options: CamOptions,
     *,
     shard_size: int = DEFAULT_SHARD_SIZE,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     decode_workers: int = 2,
     resume: bool = True,
     overwrite: bool = False,
     worker: tuple[int, int] = (0, 1),
-    progress: Callable[[int], None] = lambda images: None,
+    watch: Watch = lambda event, facts: None,
 ) -> ExportSummary:
     """Export the CAMs of a data set.
 
@@ -55,12 +56,12 @@ def export_cams(
         out: folder of the shards; made where absent.
         options: what to compute.
         shard_size: images a shard.
-        batch_size: most images of equal size in one forward pass.
+        batch_size: most images of equal size in one forward pass; by size and device where None.
         decode_workers: decoding threads.
         resume: whether a folder that holds shards of this configuration is continued.
         overwrite: discard the shards in `out` first; not with several workers.
         worker: (i, n), this is the i-th of n that share the folder, from 0.
-        progress: called with a number of images each time some are finished.
+        watch: told of what happens, as `Pace` tells: "begin", "images", "shard" and "end".
 
     Raises:
         WsssError: `out` holds another configuration, another run is writing there, the classes
@@ -68,7 +69,7 @@ def export_cams(
     """
     require_classes(model, dataset)
     require_stages(model, options.stages)
-    if min(shard_size, batch_size, decode_workers) < 1:
+    if min(shard_size, 1 if batch_size is None else batch_size, decode_workers) < 1:
         raise WsssError("Expected a shard size, batch size and number of workers of at least 1.")
     rank, workers = worker
     if not 0 <= rank < workers:
@@ -80,33 +81,53 @@ def export_cams(
     )
     count = -(-len(dataset) // shard_size)
     depth = len(model.blocks)
-    summary = ExportSummary()
+    config = _config(model, dataset, options, shard_size)
+    packages = versions("numpy", "h5py")
+    summary, counting = ExportSummary(), threading.Lock()
+    pace = Pace(len(dataset), workers, watch)
     purpose = hashlib.sha256(canonical(who).encode()).hexdigest() if workers > 1 else ""
     with folder_lock(out, purpose) as lock:
         done_shards(out, "cams", who, resume=resume, overwrite=overwrite)
-        for index in sorted(range(count), key=lambda n: (n % workers != rank, n)):
-            items = dataset.items[index * shard_size : (index + 1) * shard_size]
-            if not lock.claim(index):
-                continue
-            finished = done_shard(out, "cams", index, count)
-            if finished and not _now_readable(dataset, finished):
-                summary.add(finished, written=False)
-                progress(len(items))
-            else:
-                records, failed = _compute(
-                    model, dataset, items, options, batch_size, decode_workers, progress
-                )
-                with telling_full_disk(out, summary):
-                    finished = write_cam_shard(
-                        out, index, count, records, failed=failed, identity=who,
-                        epsilons={s: options.epsilon(s, depth) for s in options.stages},
-                        config=_config(model, dataset, options, shard_size),
-                        versions=versions("numpy", "h5py"),
-                    )  # fmt: skip
+
+        def to_do() -> Iterator[tuple[int, tuple[Item, ...]]]:
+            for index in sorted(range(count), key=lambda n: (n % workers != rank, n)):
+                if not lock.claim(index):
+                    continue
+                items = dataset.items[index * shard_size : (index + 1) * shard_size]
+                finished = done_shard(out, "cams", index, count)
+                if finished and not _now_usable(model, dataset, options, finished):
+                    with counting:
+                        summary.add(finished, written=False)
+                    pace.advance(len(items), len(finished.failed), before=True)
+                    lock.release(index)
+                else:
+                    yield index, items
+
+        def write(work: ShardWork) -> None:
+            with telling_full_disk(out, summary):
+                finished = write_cam_shard(
+                    out, work.index, count, work.records, failed=work.failed, identity=who,
+                    epsilons={s: options.epsilon(s, depth) for s in options.stages},
+                    config=config, versions=packages,
+                )  # fmt: skip
+            lock.release(work.index)
+            with counting:
                 summary.add(finished, written=True)
-            lock.release(index)
+            pace.tell("shard", index=work.index, unusable=work.failed)
+
+        pace.tell(
+            "begin", worker=f"{rank}/{workers}", shards=count, batch_size=batch_size or "auto",
+            decode_workers=decode_workers, device=str(next(model.parameters()).device),
+            config=config, versions=packages,
+        )  # fmt: skip
+        compute_shards(
+            model, dataset, to_do(), options, write,
+            batch_size=batch_size, decode_workers=decode_workers, pace=pace,
+        )  # fmt: skip
     summary.others_shards = count - summary.written_shards - summary.skipped_shards
     summary.bytes = stored_bytes(out, "cams")
+    shards = {k: v for k, v in asdict(summary).items() if k not in ("images", "failed")}
+    pace.tell("end", **shards)
     return summary
 
 
@@ -128,62 +149,21 @@ def require_classes(model: ClassTokenViT, dataset: Dataset) -> None:
         )
 
 
-def _now_readable(dataset: Dataset, finished: Sidecar) -> bool:
-    """Whether any image that could not be read for a shard decodes by now."""
+def _now_usable(
+    model: ClassTokenViT, dataset: Dataset, options: CamOptions, finished: Sidecar
+) -> bool:
+    """Whether any image that could not be used for a shard can be by now."""
     for image_id, reason in finished.failed.items():
+        if image_id not in dataset.by_id or reason.startswith(NO_CAM):
+            continue
+        item = dataset.by_id[image_id]
         try:
-            if image_id in dataset.by_id and not reason.startswith(_NO_CAM):
-                dataset.load_image(dataset.by_id[image_id])
+            if most_images(model, dataset.image_size(item), options):
+                dataset.load_image(item)
                 return True
         except BadFile:
             continue
     return False
-
-
-def _compute(
-    model: ClassTokenViT,
-    dataset: Dataset,
-    items: tuple[Item, ...],
-    options: CamOptions,
-    batch_size: int,
-    decode_workers: int,
-    progress: Callable[[int], None],
-) -> tuple[list[CamRecord], dict[str, str]]:
-    """The records of one shard, sorted by id, and what failed."""
-    records: list[CamRecord] = []
-    failed: dict[str, str] = {}
-    for batch in load_batches(dataset, items, batch_size, decode_workers):
-        if batch.error:
-            failed[batch.items[0].id] = batch.error
-        else:
-            for part in batch.parts(most_images(model, batch.images[0].size, options)):
-                done, bad = _compute_batch(model, part.items, part.images, options)
-                records += done
-                failed |= bad
-        progress(len(batch.items))
-    records.sort(key=lambda record: record.id)
-    return records, failed
-
-
-def _compute_batch(
-    model: ClassTokenViT,
-    items: tuple[Item, ...],
-    images: tuple[Image.Image, ...],
-    options: CamOptions,
-) -> tuple[list[CamRecord], dict[str, str]]:
-    """Records of images of one size, and what failed."""
-    try:
-        grids = stage_grids(model, images, [item.labels for item in items], options)
-    except BadFile as error:
-        return [], {item.id: f"{_NO_CAM}{error}" for item in items}
-    records: list[CamRecord] = []
-    failed: dict[str, str] = {}
-    for item, image, stages in zip(items, images, grids, strict=True):
-        try:
-            records.append(CamRecord(item.id, (image.height, image.width), item.labels, stages))
-        except BadFile as error:
-            failed[item.id] = f"{_NO_CAM}{error}"
-    return records, failed
 
 
 def _config(
@@ -193,7 +173,9 @@ def _config(
     return {
         "dataset": dataset.name,
         "split": dataset.split,
-        "labels": f"image-level labels of the data set ({dataset.label_source})",
+        "labels": f"image-level labels of the data set ({dataset.label_source})"
+        if options.predict_above is None
+        else f"classes that the classifier gives a score above {options.predict_above:g}",
         "shard_size": shard_size,
         "kernels": for_device(next(model.parameters()).device),
         **options.to_json(),

@@ -15,9 +15,13 @@ def to_tensor(images: list[Image.Image], config: ClassifierConfig) -> Tensor:
         images: RGB, all of one size.
         config: whose mean and std to use.
     """
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    mean = torch.tensor(config.mean).view(3, 1, 1)
-    std = torch.tensor(config.std).view(3, 1, 1)
+    return normalise(torch.from_numpy(np.stack([np.asarray(image) for image in images])), config)
+
+
+def normalise(pixels: Tensor, config: ClassifierConfig) -> Tensor:
+    """Normalised float32 [B, 3, H, W] of RGB pixels uint8 [B, H, W, 3], on their device."""
+    mean = torch.tensor(config.mean, device=pixels.device).view(3, 1, 1)
+    std = torch.tensor(config.std, device=pixels.device).view(3, 1, 1)
     return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255).sub_(mean).div_(std)
 
 

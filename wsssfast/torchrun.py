@@ -13,3 +13,9 @@ def torchrun_worker() -> tuple[int, int]:
 def torchrun_slot() -> int:
     """Rank among the workers of this machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def own_cores() -> int:
+    """Cores for this worker's own threads: its share of those that it may use, 1 to 16."""
+    workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(16, len(os.sched_getaffinity(0)) // max(1, workers)))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from support import tiny_model
 
-from wsssfast.compute import CamOptions
+from wsssfast.cam_options import CamOptions
 from wsssfast.data import open_dataset
 from wsssfast.export import export_cams
 

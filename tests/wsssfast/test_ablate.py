@@ -9,8 +9,8 @@ from PIL import Image
 from support import folder_dataset, tiny_model
 
 from wsssfast.ablate import Setting, ablate, settings_of
+from wsssfast.cam_options import CamOptions
 from wsssfast.cli.main import main
-from wsssfast.compute import CamOptions
 from wsssfast.data import open_dataset
 from wsssfast.errors import WsssError
 from wsssfast.evaluate import evaluate_cams

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support import folder_dataset, tiny_model
 
-from wsssfast.compute import CamOptions
+from wsssfast.cam_options import CamOptions
 from wsssfast.convert import from_npy, to_irn, to_npy
 from wsssfast.data import open_dataset
 from wsssfast.errors import WsssError

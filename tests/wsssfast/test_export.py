@@ -1,6 +1,7 @@
 """Export: what is stored, resuming, refusing to mix, bad files, and independence of batching."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +9,17 @@ import torch
 from PIL import Image
 from support import folder_dataset, random_image, run_with_little_room, tiny_model
 
-from wsssfast.compute import CamOptions, cams, stage_grids
+from wsssfast import memory, pipeline
+from wsssfast.cam_options import CamOptions
+from wsssfast.compute import batch_maps, stage_grids
 from wsssfast.data import open_dataset
+from wsssfast.data.unlabelled import open_unlabelled
 from wsssfast.errors import WsssError
 from wsssfast.export import export_cams
 from wsssfast.kernels import STAGES
 from wsssfast.models.checkpoint import save_model
+from wsssfast.notebook import cams
+from wsssfast.preprocess import to_tensor
 from wsssfast.shards import open_shards, verify_shards
 
 ALL = CamOptions(stages=STAGES, scales=(1.0, 0.75, 1.25))
@@ -198,24 +204,137 @@ def test_a_model_without_patch_head_has_no_original_cam(data, tmp_path):
     assert open_shards(tmp_path / "out").stages == ("original+c2p", "final")
 
 
-def test_images_too_large_for_the_memory_are_listed_or_go_one_by_one(data, tmp_path, monkeypatch):
-    import wsssfast.compute as compute
+def needed_memory(width, height):
+    """Of one image and its mirror image at ALL's largest scale, twice: half must do."""
+    return 2 * 4 * 4 * 2 * (width * height * 1.25**2 / 64) ** 2
 
-    whole = tmp_path / "whole"
-    export_cams(tiny_model(), data, whole, ALL)
-    needed = 4 * 4 * 2 * (64 * 24 * 1.25**2 / 64) ** 2  # of im3, 64 x 24, N = 10 * 3 at 1.25
-    monkeypatch.setattr(compute.os, "sysconf", lambda name: (2 * needed) ** 0.5)
-    summary = export_cams(tiny_model(), data, tmp_path / "out", ALL)
-    assert sorted(summary.failed) == []
-    shards, wanted = open_shards(tmp_path / "out"), open_shards(whole)
+
+def test_images_too_large_for_the_memory_are_listed_until_there_is_more(
+    data, tmp_path, monkeypatch
+):
+    whole, small, out = tmp_path / "whole", tmp_path / "small", tmp_path / "out"
+    export_cams(tiny_model(), data, whole, ALL, batch_size=2)
+    monkeypatch.setattr(memory, "usable_memory", lambda device: needed_memory(64, 24))
+    assert export_cams(tiny_model(), data, small, ALL, batch_size=2).failed == {}  # one by one
+    shards, wanted = open_shards(small), open_shards(whole)
     for image_id in wanted:
         assert np.abs(shards.cam(image_id)[1] - wanted.cam(image_id)[1]).max() <= 5e-5
-    monkeypatch.setattr(compute.os, "sysconf", lambda name: 100)
-    summary = export_cams(tiny_model(), data, tmp_path / "small", ALL)
+    monkeypatch.setattr(memory, "usable_memory", lambda device: 100)
+    summary = export_cams(tiny_model(), data, out, ALL, batch_size=2)
     assert len(summary.failed) == 4
-    again = export_cams(tiny_model(), data, tmp_path / "small", ALL)  # readable
+    assert "64x24 pixels need more than half of the memory" in summary.failed["im3"]
+    again = export_cams(tiny_model(), data, out, ALL, batch_size=2)
     assert (again.skipped_shards, again.failed) == (1, summary.failed)
-    assert "64x24 pixels at scale 1.25 need more than half" in summary.failed["im3"]
+    monkeypatch.undo()
+    assert export_cams(tiny_model(), data, out, ALL, batch_size=2).failed == {}
+    assert bytes_of(out) == bytes_of(whole)
+
+
+def test_a_batch_that_finds_no_memory_is_tried_as_halves(tmp_path, monkeypatch):
+    data = open_dataset("folder", folder_dataset(tmp_path / "data", sizes=[(40, 32)] * 12))
+    tried = []
+
+    def hungry(model, pixels, *rest):
+        tried.append(len(pixels))
+        if len(pixels) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return batch_maps(model, pixels, *rest)
+
+    monkeypatch.setattr(pipeline, "batch_maps", hungry)
+    summary = export_cams(tiny_model(), data, tmp_path / "out", ALL, batch_size=8)
+    assert summary.failed == {} and summary.images == 12
+    assert tried[:4] == [8, 4, 2, 2]  # and learnt: no later plan has more than two
+    export_cams(tiny_model(), data, tmp_path / "two", ALL, batch_size=2)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_an_image_that_finds_no_memory_is_listed(data, tmp_path, monkeypatch, error):
+    def hungry(model, pixels, *rest):
+        if pixels[0][0].shape[0] == 24:
+            raise error
+        return batch_maps(model, pixels, *rest)
+
+    monkeypatch.setattr(pipeline, "batch_maps", hungry)
+    summary = export_cams(tiny_model(), data, tmp_path / "out", ALL)
+    assert summary.failed == {"im3": "no CAM: not enough memory for 64x24 pixels"}
+    assert summary.images == 3
+
+
+def test_what_goes_wrong_in_the_network_is_not_taken_for_a_bad_image(data, tmp_path, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(pipeline, "batch_maps", broken)
+    with pytest.raises(RuntimeError, match="do not fit"):
+        export_cams(tiny_model(), data, tmp_path / "out", ALL)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".wsssfast.lock"]
+
+
+def test_memory_is_the_least_limit_of_the_cgroups(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    everything = memory.usable_memory(torch.device("cpu"))
+    assert everything > 2**20
+    places = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    place = next(p for _, controllers, p in places if not controllers or "memory" in controllers)
+    version_1 = any("memory" in controllers.split(",") for _, controllers, _ in places)
+    folder = (tmp_path / "memory" if version_1 else tmp_path) / place.lstrip("/")
+    folder.mkdir(parents=True, exist_ok=True)
+    name = "memory.limit_in_bytes" if version_1 else "memory.max"
+    (folder / name).write_text("max\n")
+    assert memory.usable_memory(torch.device("cpu")) == everything
+    (folder / name).write_text(f"{2**20}\n")
+    assert memory.usable_memory(torch.device("cpu")) == 2**20
+
+
+@pytest.mark.parametrize("patch_head", [True, False])
+def test_predicted_labels_are_those_of_the_scores(data, tmp_path, patch_head):
+    model = tiny_model(patch_head=patch_head)
+    item = data.items[2]
+    pixels = to_tensor([data.load_image(item)], model.config)
+    logits = [model(torch.cat([pixels, pixels.flip(-1)]))[0]]
+    if patch_head:
+        logits.append(model(torch.cat([pixels, pixels.flip(-1)]))[1])
+    scores = torch.stack(logits).sigmoid().mean((0, 1))
+    above = scores.sort().values[1].item() + 1e-6  # one class of three
+    bare = open_unlabelled("folder", tmp_path / "data", None, data.class_names)
+    assert all(item.labels == () for item in bare)
+    options = CamOptions(scales=(1.0, 0.5), predict_above=above)
+    export_cams(model, bare, tmp_path / "out", options)
+    labels, maps = open_shards(tmp_path / "out").cam(item.id)
+    assert labels.tolist() == [int(scores.argmax())]
+    wanted = cams(model, [data.load_image(item)], [labels.tolist()], CamOptions(scales=(1.0, 0.5)))
+    assert np.abs(maps - wanted[0]).max() <= 1e-4
+    with pytest.raises(WsssError, match="labels"):
+        export_cams(model, data, tmp_path / "out", CamOptions(scales=(1.0, 0.5)))
+    for above, count in ((0.0, 3), (1.0, 0)):
+        options = CamOptions(predict_above=above)
+        export_cams(model, bare, tmp_path / f"{count}", options)
+        assert [len(open_shards(tmp_path / f"{count}").labels(i.id)) for i in bare] == [count] * 4
+
+
+def test_what_happens_is_told(data, tmp_path):
+    told = []
+    export_cams(
+        tiny_model(), data, tmp_path / "out", CamOptions(), shard_size=2, batch_size=1,
+        watch=lambda event, facts: told.append((event, facts)),
+    )  # fmt: skip
+    events = [event for event, _ in told]
+    assert events[0] == "begin" and events[-1] == "end"
+    assert (events.count("images"), events.count("shard")) == (4, 2)
+    end = told[-1][1]
+    assert (end["images"], end["of"], end["failed"], end["written_shards"]) == (4, 4, 0, 2)
+    assert 0 < sum(end["waiting"].values()) <= 1 and end["seconds_left"] == 0
+    assert json.dumps(told)
+    del told[:]
+    export_cams(
+        tiny_model(), data, tmp_path / "out", CamOptions(), shard_size=2, batch_size=1,
+        watch=lambda event, facts: told.append((event, facts)),
+    )  # fmt: skip
+    end = told[-1][1]  # nothing was left to do
+    assert (end["images"], end["images_per_second"], end["seconds_left"]) == (4, 0, None)
 
 
 def test_a_full_disk_is_told_and_the_run_can_go_on(data, tmp_path):

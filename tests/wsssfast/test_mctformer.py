@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 from support import CLASSIFIER, SHARED, needs_shared, random_image
 
-from wsssfast.compute import CamOptions, cams
+from wsssfast.cam_options import CamOptions
 from wsssfast.models.checkpoint import load_model
+from wsssfast.notebook import cams
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

@@ -5,12 +5,13 @@ import pytest
 import torch
 from support import CLASSIFIER, SHARED, needs_shared
 
-from wsssfast.compute import CamOptions, cams
+from wsssfast.cam_options import CamOptions
 from wsssfast.data import open_dataset
 from wsssfast.evaluate import THRESHOLDS
 from wsssfast.export import export_cams
 from wsssfast.kernels import STAGES, refine
 from wsssfast.models.checkpoint import load_model
+from wsssfast.notebook import cams
 from wsssfast.preprocess import to_tensor
 from wsssfast.shards import open_shards
 

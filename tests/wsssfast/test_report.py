@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from support import folder_dataset, random_image, tiny_model
 
-from wsssfast.compute import CamOptions
+from wsssfast.cam_options import CamOptions
 from wsssfast.data import open_dataset
 from wsssfast.data.dataset import Dataset, Item
 from wsssfast.errors import BadFile, WsssError

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from support import folder_dataset, random_image, tiny_model
 
-from wsssfast.compute import CamOptions
+from wsssfast.cam_options import CamOptions
 from wsssfast.data import open_dataset
 from wsssfast.errors import WsssError
 from wsssfast.evaluate import CamScorer

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from support import folder_dataset, tiny_model
 
+from wsssfast.cam_options import CamOptions
 from wsssfast.cli.options import pick_device
-from wsssfast.compute import CamOptions
 from wsssfast.data import open_dataset
 from wsssfast.errors import WsssError
 from wsssfast.export import export_cams

@@ -8,7 +8,7 @@ import torch
 
 from wsssfast.bench.cases import Work, dtype_of
 from wsssfast.bench.options import Spec
-from wsssfast.compute import CamOptions
+from wsssfast.cam_options import CamOptions
 from wsssfast.errors import WsssError
 from wsssfast.kernels import reference
 from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT

@@ -23,29 +23,7 @@ def open_folder(root: Path, split: str | None = None, labels: Path | None = None
     Raises:
         WsssError: something is missing or does not fit.
     """
-    require_folder(root, "a data folder")
-    folder = require_folder(root / "images", "a data folder with images/")
-    images: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in EXTENSIONS:
-            if path.stem in images:
-                raise WsssError(
-                    f"Found {images[path.stem].name} and {path.name} in {folder}.",
-                    "Masks and results go by the name without extension: rename one.",
-                )
-            images[path.stem] = path
-    wanted = list(images)
-    if split is not None and split != "all":
-        if not Path(split).is_file():
-            raise WsssError(
-                f"Expected a list file at {split}, found none.",
-                "For a folder data set --split is the path of a file that lists images.",
-            )
-        stems = {path.name: stem for stem, path in images.items()}
-        wanted = [stems.get(i, i) for i in read_ids(Path(split))]
-        absent = [i for i in wanted if i not in images]
-        if absent:
-            raise WsssError(f"Expected an image in {folder} for {listing(absent)}, found none.")
+    images, wanted = folder_images(root, split)
     source = labels or root / "labels.csv"
     if not source.is_file():
         raise WsssError(
@@ -69,6 +47,42 @@ def open_folder(root: Path, split: str | None = None, labels: Path | None = None
         load_mask=item_mask,
         label_source=source.name,
     )
+
+
+def folder_images(root: Path, split: str | None) -> tuple[dict[str, Path], list[str]]:
+    """Every image by id, and the ids of a split, unsorted.
+
+    Args:
+        root: as `open_folder` takes it.
+        split: as `open_folder` takes it.
+
+    Raises:
+        WsssError: no such folder or list, two images of one name, or images are missing.
+    """
+    require_folder(root, "a data folder")
+    folder = require_folder(root / "images", "a data folder with images/")
+    images: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in EXTENSIONS:
+            if path.stem in images:
+                raise WsssError(
+                    f"Found {images[path.stem].name} and {path.name} in {folder}.",
+                    "Masks and results go by the name without extension: rename one.",
+                )
+            images[path.stem] = path
+    wanted = list(images)
+    if split is not None and split != "all":
+        if not Path(split).is_file():
+            raise WsssError(
+                f"Expected a list file at {split}, found none.",
+                "For a folder data set --split is the path of a file that lists images.",
+            )
+        stems = {path.name: stem for stem, path in images.items()}
+        wanted = [stems.get(i, i) for i in read_ids(Path(split))]
+        absent = [i for i in wanted if i not in images]
+        if absent:
+            raise WsssError(f"Expected an image in {folder} for {listing(absent)}, found none.")
+    return images, wanted
 
 
 def _class_names(root: Path, source: Path) -> tuple[str, ...]:

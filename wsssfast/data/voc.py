@@ -16,6 +16,7 @@ CLASS_NAMES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 )  # fmt: skip
+_DEFAULT_SPLIT = "train_aug"
 _MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
 
 
@@ -33,27 +34,14 @@ def open_voc(root: Path, split: str | None = None, labels: Path | None = None) -
     Raises:
         WsssError: something is missing or does not fit.
     """
-    root = next(
-        (r for r in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
-         if (r / "JPEGImages").is_dir()),
-        root,
-    )  # fmt: skip
-    require_folder(root, "a VOC data set (a folder)")
-    images = require_folder(root / "JPEGImages", "a VOC data set with JPEGImages")
-    split = split or "train_aug"
-    ids = sorted(_split_ids(root, split))
-    known = {path.stem for path in images.iterdir() if path.suffix == ".jpg"}
-    absent = [i for i in ids if i not in known]
-    if absent:
-        raise WsssError(
-            f"Expected an image of each id of split {split!r} in {images}, found none for "
-            f"{listing(absent)}."
-        )
+    root, ids = voc_images(root, split)
+    images = root / "JPEGImages"
     if labels is None:
         beside = (root / "labels.json", root / "cls_labels.npy")
         if not (root / "Annotations").is_dir():
             labels = next((path for path in beside if path.is_file()), None)
     if labels is not None:
+        known = {path.stem for path in images.iterdir() if path.suffix == ".jpg"}
         found = match_labels(read_labels(labels, CLASS_NAMES), ids, known, labels)
     elif (root / "Annotations").is_dir():
         found = {i: _xml_labels(root / "Annotations" / f"{i}.xml") for i in ids}
@@ -71,7 +59,7 @@ def open_voc(root: Path, split: str | None = None, labels: Path | None = None) -
 
     return Dataset(
         name="voc",
-        split=split,
+        split=split or _DEFAULT_SPLIT,
         class_names=CLASS_NAMES,
         items=tuple(Item(i, found[i], images / f"{i}.jpg", mask_path(i)) for i in ids),
         image_size=item_size,
@@ -79,6 +67,35 @@ def open_voc(root: Path, split: str | None = None, labels: Path | None = None) -
         load_mask=item_mask,
         label_source=labels.name if labels else "Annotations/*.xml",
     )
+
+
+def voc_images(root: Path, split: str | None) -> tuple[Path, list[str]]:
+    """The folder that holds `JPEGImages`, and the sorted ids of a split, which all have an image.
+
+    Args:
+        root: as `open_voc` takes it.
+        split: as `open_voc` takes it.
+
+    Raises:
+        WsssError: no such folder or split, or images are missing.
+    """
+    root = next(
+        (r for r in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
+         if (r / "JPEGImages").is_dir()),
+        root,
+    )  # fmt: skip
+    require_folder(root, "a VOC data set (a folder)")
+    images = require_folder(root / "JPEGImages", "a VOC data set with JPEGImages")
+    split = split or _DEFAULT_SPLIT
+    ids = sorted(_split_ids(root, split))
+    known = {path.stem for path in images.iterdir() if path.suffix == ".jpg"}
+    absent = [i for i in ids if i not in known]
+    if absent:
+        raise WsssError(
+            f"Expected an image of each id of split {split!r} in {images}, found none for "
+            f"{listing(absent)}."
+        )
+    return root, ids
 
 
 def _split_ids(root: Path, split: str) -> list[str]:

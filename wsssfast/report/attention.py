@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsssfast import kernels
-from wsssfast.compute import CamOptions, captures
+from wsssfast.cam_options import CamOptions
+from wsssfast.compute import captures, prepare
 from wsssfast.errors import WsssError
 from wsssfast.kernels import reference
+from wsssfast.memory import require_memory
 from wsssfast.models.classifier import ClassTokenViT
 
 Map = NDArray[np.float32]
@@ -69,7 +71,9 @@ def attention_maps(
         BadFile: an image too large for this machine's memory.
     """
     plain = replace(options, scales=(1.0,), flip=False, precision="fp32")
-    captured, _ = next(captures(model, [image], [(label,)], plain))
+    require_memory(model, image.size, plain)
+    pixels = prepare(image, plain, model.patch_size)
+    captured, _ = next(captures(model, [pixels], [(label,)], plain))
     grid = captured.cam.shape[-2:]
     cam, c2p = captured.cam.flatten(2), captured.c2p
     similarity, self_too = captured.similarity(options.related_by), options.include_self

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsssfast.compute import CamOptions
+from wsssfast.cam_options import CamOptions
 from wsssfast.data.dataset import IGNORE, Dataset, Mask
 from wsssfast.errors import BadFile
 from wsssfast.models.classifier import ClassTokenViT

@@ -1,0 +1,65 @@
+"""How far a run over many images is, how fast it goes, and what it waits for."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Watch = Callable[[str, dict[str, Any]], None]  # called with the name of an event and its facts
+
+
+class Pace:
+    """Counts images and waiting times, and tells whoever watches; safe in several threads.
+
+    Args:
+        total: images of the run.
+        workers: how many share them.
+        watch: called at each event with the facts given there and these: `images` finished, `of`
+            all, `failed` of them, `seconds` since the beginning, `images_per_second` without what
+            was done before, `seconds_left` if all workers are as fast (None before the first), and
+            `waiting`: the share of the time spent waiting for decode (images to be read), device
+            (the network) and write.
+    """
+
+    def __init__(self, total: int, workers: int, watch: Watch) -> None:
+        self._total, self._workers, self._watch = total, workers, watch
+        self._done = self._before = self._failed = 0
+        self._waits = {"decode": 0.0, "device": 0.0, "write": 0.0}
+        self._begun = time.perf_counter()
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Add the time of what is inside to the waits for decode, device or write."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waits[what] += time.perf_counter() - begin
+
+    def advance(self, images: int, failed: int = 0, *, before: bool = False) -> None:
+        """Some images are finished, or were `before` this run."""
+        with self._lock:
+            self._done += images
+            self._failed += failed
+            self._before += images if before else 0
+            self.tell("images")
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """Something happened."""
+        with self._lock:
+            seconds = max(1e-9, time.perf_counter() - self._begun)
+            own = self._done - self._before
+            rate = own / seconds
+            left = max(0, (self._total - self._before) / self._workers - own)
+            self._watch(event, {
+                **facts,
+                "images": self._done,
+                "of": self._total,
+                "failed": self._failed,
+                "seconds": round(seconds, 3),
+                "images_per_second": round(rate, 3),
+                "seconds_left": round(left / rate, 1) if rate else None,
+                "waiting": {what: round(t / seconds, 4) for what, t in self._waits.items()},
+            })  # fmt: skip

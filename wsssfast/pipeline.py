@@ -1,0 +1,186 @@
+"""From batches of images to the records of shards, with a device that is never kept waiting.
+
+Threads decode the next batches while the network runs, maps of the last batch come back meanwhile,
+and one more thread writes what is complete.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+
+from wsssfast.cam_options import CamOptions
+from wsssfast.compute import BatchMaps, Pixels, batch_maps, prepare
+from wsssfast.data.dataset import Dataset, Item
+from wsssfast.errors import BadFile
+from wsssfast.loader import Batch, load_batches
+from wsssfast.memory import good_batch, most_images, ran_out
+from wsssfast.models.classifier import ClassTokenViT
+from wsssfast.pace import Pace
+from wsssfast.shards.writer import CamRecord
+
+NO_CAM = "no CAM: "  # begins the reason of an image that was read but has none
+
+
+@dataclass
+class ShardWork:
+    """What is known of a shard so far.
+
+    Attributes:
+        index: its number.
+        records: of the images that are done.
+        failed: id -> reason of those that could not be.
+    """
+
+    index: int
+    records: list[CamRecord] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def compute_shards(
+    model: ClassTokenViT,
+    dataset: Dataset,
+    shards: Iterable[tuple[int, Sequence[Item]]],
+    options: CamOptions,
+    write: Callable[[ShardWork], None],
+    *,
+    batch_size: int | None,
+    decode_workers: int,
+    pace: Pace,
+) -> None:
+    """Compute the CAMs of shards and hand each complete one to `write`, in another thread.
+
+    At most one shard is waiting to be written while the next is computed. A batch for which there
+    is not enough memory is tried again as halves, and no batch as large is made after it.
+
+    Args:
+        model: in evaluation mode, on the device to use.
+        dataset: that the items belong to.
+        shards: number and items of each; asked for as late as possible.
+        options: what to compute.
+        write: called with one complete shard at a time; what it raises is raised here.
+        batch_size: most images in a forward pass; None chooses by size, model and device.
+        decode_workers: decoding threads.
+        pace: told of images that are finished and of waiting.
+    """
+    sizes = _BatchSizes(model, options, batch_size)
+    writing: Future[None] | None = None
+    with (
+        ThreadPoolExecutor(1, "write") as writer,
+        load_batches(
+            dataset, shards, sizes.most, lambda image: prepare(image, options, model.patch_size),
+            decode_workers,
+        ) as batches,
+    ):  # fmt: skip
+        for work in _collected(_launched(model, batches, options, sizes, pace), pace):
+            if writing:
+                with pace.waiting("write"):
+                    writing.result()
+            writing = writer.submit(write, work)
+        if writing:
+            with pace.waiting("write"):
+                writing.result()
+
+
+class _BatchSizes:
+    """How many images of a size make a batch, and what has been learnt of the memory."""
+
+    def __init__(self, model: ClassTokenViT, options: CamOptions, wanted: int | None) -> None:
+        self._model, self._options, self._wanted = model, options, wanted
+        self._learnt: int | None = None  # most pixels of a batch
+
+    def most(self, size: tuple[int, int]) -> int:
+        """Most images of (width, height) in a batch; 0 where not even one fits."""
+        fits = most_images(self._model, size, self._options)
+        if fits and self._learnt is not None:
+            fits = min(fits, max(1, self._learnt // (size[0] * size[1])))
+        return min(fits, self._wanted or good_batch(self._model, size, self._options))
+
+    def too_many(self, images: int, size: tuple[int, int]) -> None:
+        """So many of that size were too many."""
+        half = images * size[0] * size[1] // 2
+        self._learnt = min(half, self._learnt or half)
+
+
+_Launched = tuple[Batch[Pixels], BatchMaps | None]  # None: nothing to wait for
+
+
+def _launched(
+    model: ClassTokenViT,
+    batches: Iterator[Batch[Pixels]],
+    options: CamOptions,
+    sizes: _BatchSizes,
+    pace: Pace,
+) -> Iterator[_Launched]:
+    """Batches whose computation has begun, one ahead of the one that is waited for."""
+    before: _Launched | None = None
+    while True:
+        with pace.waiting("decode"):
+            batch = next(batches, None)
+        if batch is None:
+            break
+        for part in _parts(model, batch, options, sizes, pace):
+            if before:
+                yield before
+            before = part
+    if before:
+        yield before
+
+
+def _parts(
+    model: ClassTokenViT,
+    batch: Batch[Pixels],
+    options: CamOptions,
+    sizes: _BatchSizes,
+    pace: Pace,
+) -> Iterator[_Launched]:
+    """A batch with its maps, as several where there is not enough memory for all at once."""
+    if batch.error or not batch.items:
+        yield batch, None
+        return
+    try:
+        with pace.waiting("device"):
+            labels = [item.labels for item in batch.items]
+            maps = batch_maps(model, batch.pixels, labels, options)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        maps = None
+    if maps:
+        yield batch, maps
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    sizes.too_many(len(batch.items), batch.size)
+    if len(batch.items) == 1:
+        reason = f"{NO_CAM}not enough memory for {batch.size[0]}x{batch.size[1]} pixels"
+        yield Batch(batch.shard, batch.items, error=reason), None
+        return
+    for half in batch.halves():
+        yield from _parts(model, half, options, sizes, pace)
+
+
+def _collected(launched: Iterator[_Launched], pace: Pace) -> Iterator[ShardWork]:
+    """Complete shards, their records sorted by id."""
+    work: ShardWork | None = None
+    for batch, maps in launched:
+        work = work or ShardWork(batch.shard)
+        if not batch.items:
+            work.records.sort(key=lambda record: record.id)
+            yield work
+            work = None
+        elif maps is None:
+            work.failed[batch.items[0].id] = batch.error
+            pace.advance(1, 1)
+        else:
+            with pace.waiting("device"):
+                grids = maps.grids()
+            before = len(work.failed)
+            for item, labels, stages in zip(batch.items, maps.labels, grids, strict=True):
+                try:
+                    size = (batch.size[1], batch.size[0])
+                    work.records.append(CamRecord(item.id, size, labels, stages))
+                except BadFile as error:
+                    work.failed[item.id] = f"{NO_CAM}{error}"
+            pace.advance(len(batch.items), len(work.failed) - before)
