@@ -10,6 +10,7 @@ from support import folder_dataset, random_image, tiny_model
 
 from wsssfast.cam_options import CamOptions
 from wsssfast.data import open_dataset
+from wsssfast.data.palette import mask_palette
 from wsssfast.errors import WsssError
 from wsssfast.evaluate import CamScorer
 from wsssfast.export import export_cams
@@ -18,7 +19,7 @@ from wsssfast.preprocess import to_tensor
 from wsssfast.report.attention import attention_maps, stored_options
 from wsssfast.report.charts import Series, line_chart, ticks
 from wsssfast.report.choose import choose
-from wsssfast.report.colours import HEAT, heat_colours, mask_palette
+from wsssfast.report.colours import HEAT, heat_colours
 from wsssfast.report.page import environment
 from wsssfast.report.pictures import bright_patches, frame_patch, heat_overlay
 from wsssfast.report.scores import parse_scores, read_scores

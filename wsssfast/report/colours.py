@@ -1,9 +1,7 @@
-"""Colours of heat and of classes."""
+"""Colours of heat, and colours as CSS has them."""
 
 import numpy as np
 from numpy.typing import NDArray
-
-from wsssfast.data.dataset import IGNORE
 
 # dark violet over blue and green to yellow: lightness rises evenly, also for the colour-blind
 HEAT = np.array(
@@ -23,19 +21,6 @@ def heat_colours(values: NDArray[np.float32]) -> NDArray[np.float32]:
     part = (place - below)[..., None].astype(np.float32)
     colours: NDArray[np.float32] = HEAT[below] * (1 - part) + HEAT[below + 1] * part
     return colours
-
-
-def mask_palette() -> NDArray[np.uint8]:
-    """VOC's colours [256, 3] of mask values: the value's bits dealt to the channels in turn."""
-    values = np.arange(256)
-    palette = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= ((values >> (3 * bit + channel) & 1) << (7 - bit)).astype(
-                np.uint8
-            )
-    palette[IGNORE] = (224, 224, 192)
-    return palette
 
 
 def css(colour: NDArray[np.generic]) -> str:

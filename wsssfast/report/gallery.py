@@ -8,11 +8,12 @@ from PIL import Image
 
 from wsssfast.cam_options import CamOptions
 from wsssfast.data.dataset import IGNORE, Dataset, Mask
+from wsssfast.data.palette import mask_palette
 from wsssfast.errors import BadFile
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.report.attention import AttentionMaps, attention_maps, stored_options
 from wsssfast.report.choose import Choice
-from wsssfast.report.colours import css, mask_palette
+from wsssfast.report.colours import css
 from wsssfast.report.pictures import (
     Picture,
     bright_patches,

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from wsssfast.data.dataset import Mask
-from wsssfast.report.colours import heat_colours, mask_palette
+from wsssfast.data.palette import mask_palette
+from wsssfast.report.colours import heat_colours
 
 LONG_SIDE = 320
 _MARK = (255, 64, 160)  # of the chosen patch: in no colour map here
