@@ -2,7 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from wsssfast.errors import WsssError
@@ -43,27 +45,84 @@ def require_empty(out: Path, besides: str = "") -> None:
         )
 
 
-def publish(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name, sync it, rename it, sync the folder.
+def publish(path: Path, write: Callable[[Path], object], *, sync: bool = True) -> None:
+    """Write a file under a temporary name of this process's own, and rename it.
 
-    Holds also after a power cut.
+    Args:
+        path: of the file; one that is there is replaced.
+        write: writes the file to the path that it is given.
+        sync: sync the file before and the folder after, so that it holds also after a power cut.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        write(partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write(unfinished)
+        if sync:
+            _sync(unfinished, os.O_RDWR)
+        unfinished.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+        unfinished.unlink(missing_ok=True)
+    if sync:
+        _sync(path.parent, os.O_RDONLY)
+
+
+@contextmanager
+def telling_no_room(out: Path) -> Iterator[None]:
+    """Turn what the system says of a full disk or a missing right into one clear error.
+
+    Raises:
+        WsssError: whatever inside could not be written.
+    """
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        yield
+    except OSError as error:
+        raise WsssError(
+            f"Expected room and the right to write {out}: {error.strerror or error}.",
+            "Mend it and run the same command again.",
+        ) from error
+
+
+def write_each(
+    out: Path,
+    names: Iterable[str],
+    suffix: str,
+    content: Callable[[str], bytes],
+    progress: Callable[[int], None],
+) -> int:
+    """Write one file a name into a folder, each whole or not at all, and not synced.
+
+    Args:
+        out: the folder; made where absent.
+        names: of the files, without suffix; files that are there are replaced.
+        suffix: of the files.
+        content: name -> what its file is to hold.
+        progress: called with 1 a file.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        WsssError: `out` is no folder, or cannot be written to.
+    """
+    output_folder(out, "the files")
+    count = 0
+    for name in names:
+        data = content(name)
+        with telling_no_room(out):
+            publish(out / f"{name}{suffix}", partial(Path.write_bytes, data=data), sync=False)
+        count += 1
+        progress(1)
+    return count
 
 
 def sha256_of(path: Path) -> str:
     """Checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
