@@ -1,6 +1,7 @@
 """CAM shards to the dumps that the field's scripts read, and back."""
 
 import hashlib
+import io
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 from wsssfast.data.dataset import require_safe_ids
 from wsssfast.data.safe_pickle import read_npy
 from wsssfast.errors import BadFile, WsssError, listing
-from wsssfast.shards.format import DEFAULT_SHARD_SIZE
+from wsssfast.files import telling_no_room, write_each
 from wsssfast.shards.lock import folder_lock
 from wsssfast.shards.reader import CamShards
 from wsssfast.shards.resume import done_shards
 from wsssfast.shards.writer import CamRecord, write_cam_shard
 
+IMPORTED_SHARD_SIZE = 64  # full-size maps are in memory until their shard is written
 _STRIDE = 4  # of IRN's small maps
 Map = NDArray[np.float32]
 
@@ -27,8 +29,21 @@ Map = NDArray[np.float32]
 def to_npy(shards: CamShards, out: Path, stage: str | None, progress: Callable[[int], None]) -> int:
     """`<id>.npy` as MCTformer and PSA read it: a pickled dict {0-based class: float32 H x W}.
 
+    The maps are those of `shards.cam`, bit for bit, in [0, 1]; the classes those of the image,
+    sorted; an image without any gives an empty dict. Each file appears whole or not at all and
+    replaces what was there.
+
+    Args:
+        shards: what to convert.
+        out: folder of the files.
+        stage: one of `shards.stages`; the last stored where None.
+        progress: called with 1 a file.
+
     Returns:
         How many files were written.
+
+    Raises:
+        WsssError: no such stage, a damaged shard, or `out` cannot be written to.
     """
     return _dump(shards, out, stage, progress, _as_dict)
 
@@ -36,11 +51,16 @@ def to_npy(shards: CamShards, out: Path, stage: str | None, progress: Callable[[
 def to_irn(shards: CamShards, out: Path, stage: str | None, progress: Callable[[int], None]) -> int:
     """`<id>.npy` as IRN reads it: a pickled dict of keys, cam (at a quarter size) and high_res.
 
-    `keys` are 0-based classes, `cam` float32 [K, ceil(H/4), ceil(W/4)] and `high_res` float32
-    [K, H, W], each in [0, 1].
+    `keys` is a torch tensor int64 [K] of 0-based classes, `cam` one of float32
+    [K, ceil(H/4), ceil(W/4)], and `high_res` a NumPy array float32 [K, H, W]; both in [0, 1].
+    `high_res` is `shards.cam`, bit for bit; `cam` is that resized and divided by its own maximum
+    + 1e-5, as IRN's `make_cam` does. Otherwise as `to_npy`.
 
     Returns:
         How many files were written.
+
+    Raises:
+        WsssError: no such stage, a damaged shard, or `out` cannot be written to.
     """
     return _dump(shards, out, stage, progress, _as_irn)
 
@@ -50,15 +70,17 @@ def from_npy(
     out: Path,
     class_names: tuple[str, ...],
     progress: Callable[[int], None],
-    shard_size: int = DEFAULT_SHARD_SIZE,
+    shard_size: int = IMPORTED_SHARD_SIZE,
 ) -> dict[str, str]:
     """A folder of MCTformer's `.npy` CAM dumps into shards, one full-size map a class.
 
-    The pickles are read without running them. The shards say `stage` final and hold what the files
-    hold to 7.7e-6, at the files' own size.
+    The pickles are read without running them. The shards say `stage` final and hold each map as
+    whole steps of its maximum / 65535: to 7.7e-6 of the maximum. `cam` of such shards min-maxes
+    again, which changes no map that goes from 0 to 1; of such maps the second round trip is exact,
+    to the byte, in the dumps and in the shards.
 
     Args:
-        source: folder of `<id>.npy`, each {0-based class: float32 H x W in [0, 1]}.
+        source: folder of `<id>.npy`, each {0-based class: float H x W in [0, 1]}.
         out: folder of the shards.
         class_names: the C classes.
         progress: called with 1 a file.
@@ -68,7 +90,7 @@ def from_npy(
         id -> reason of files that could not be used.
 
     Raises:
-        WsssError: no such files, or `out` holds other shards.
+        WsssError: no such files, `out` holds other shards, or it cannot be written to.
     """
     paths = sorted(source.glob("*.npy")) if source.is_dir() else []
     if not paths:
@@ -98,11 +120,12 @@ def from_npy(
                         error.message if isinstance(error, WsssError) else str(error)
                     )
                 progress(1)
-            write_cam_shard(
-                out, index, count, records, failed=failed, identity=identity,
-                epsilons={"final": 1e-8}, config={"source": "npy"},
-                versions={"wsssfast": version("wsssfast")},
-            )  # fmt: skip
+            with telling_no_room(out):
+                write_cam_shard(
+                    out, index, count, records, failed=failed, identity=identity,
+                    epsilons={"final": 1e-8}, config={"source": "npy"},
+                    versions={"wsssfast": version("wsssfast")},
+                )  # fmt: skip
             all_failed.update(failed)
     return all_failed
 
@@ -114,32 +137,32 @@ def _dump(
     progress: Callable[[int], None],
     layout: Callable[[NDArray[np.int64], Map], dict[Any, Any]],
 ) -> int:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for image_id in shards:
-            partial = out / f".{image_id}.partial"
-            with partial.open("wb") as file:
-                np.save(file, layout(*shards.cam(image_id, stage)))  # type: ignore[arg-type]
-            partial.replace(out / f"{image_id}.npy")
-            progress(1)
-    except OSError as error:
-        raise WsssError(f"Expected room and the right to write in {out}: {error}") from error
-    return len(shards)
+    if stage is not None:
+        shards.require_stage(stage)
+
+    def content(image_id: str) -> bytes:
+        buffer = io.BytesIO()
+        np.save(buffer, layout(*shards.cam(image_id, stage)))  # type: ignore[arg-type]
+        return buffer.getvalue()
+
+    return write_each(out, shards, ".npy", content, progress)
 
 
 def _as_dict(labels: NDArray[np.int64], maps: Map) -> dict[int, Map]:
     return {int(label): maps[k] for k, label in enumerate(labels)}
 
 
-def _as_irn(labels: NDArray[np.int64], maps: Map) -> dict[str, NDArray[Any]]:
+def _as_irn(labels: NDArray[np.int64], maps: Map) -> dict[str, Any]:
     height, width = maps.shape[1:]
     size = ((height - 1) // _STRIDE + 1, (width - 1) // _STRIDE + 1)
-    small = np.zeros((0, *size), np.float32)
+    small = torch.zeros((0, *size))
     if len(labels):
         small = F.interpolate(
             torch.from_numpy(maps)[None], size, mode="bilinear", align_corners=False
-        )[0].numpy()
-    return {"keys": labels, "cam": small, "high_res": maps}
+        )[0]
+        small = small / (small.amax((1, 2), keepdim=True) + 1e-5)
+    # make_cam's own types: IRN's make_sem_seg_labels calls cam.cuda()
+    return {"keys": torch.from_numpy(labels), "cam": small, "high_res": maps}
 
 
 def _record(path: Path, num_classes: int) -> CamRecord:
