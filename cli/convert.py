@@ -1,11 +1,12 @@
 """`wsssfast convert`."""
 
+import sys
 from pathlib import Path
 
 import click
 
 from wsssfast.cli.options import FILE, finish, progress
-from wsssfast.errors import WsssError
+from wsssfast.errors import SOME_UNREADABLE, WsssError, listing
 
 
 @click.command()
@@ -13,37 +14,80 @@ from wsssfast.errors import WsssError
 @click.option(
     "--to",
     "target",
-    type=click.Choice(["npy", "irn", "shards"]),
+    type=click.Choice(["npy", "irn", "png", "coco-rle", "shards"]),
     required=True,
-    help="npy: MCTformer's and PSA's dicts. irn: IRN's. shards: back from npy.",
+    help="Of CAM shards, npy: MCTformer's and PSA's dicts; irn: IRN's. Of label shards, png: "
+    "palette masks; coco-rle: one COCO JSON file. shards: CAM shards from npy.",
 )
-@click.option("--out", type=FILE, required=True, help="Folder to write to.")
-@click.option("--stage", help="Which stage of the shards; the last stored by default.")
+@click.option("--out", type=FILE, required=True, help="Folder to write to; coco-rle: the file.")
+@click.option("--stage", help="For npy and irn: which stage; the last stored by default.")
 @click.option("--classes", help="For --to shards: voc, coco, or a file with one name a line.")
 def convert(source: Path, target: str, out: Path, stage: str | None, classes: str | None) -> None:
-    """Turn CAM shards into the .npy dumps of other code bases, or such dumps into shards.
+    """Turn shards into the files of other code bases, or .npy CAM dumps into shards.
+
+    Files that are there are replaced, each when the new one is complete.
 
     \b
     Example:
       wsssfast convert cams --to npy --out cams-npy
       wsssfast convert cams-npy --to shards --classes voc --out cams-again
+      wsssfast convert labels --to png --out masks
+      wsssfast convert labels --to coco-rle --out masks.json
     """  # fmt: skip
-    from wsssfast.convert import from_npy, to_irn, to_npy
+    if stage is not None and target not in ("npy", "irn"):
+        raise WsssError(f"Expected --stage with --to npy or irn alone, found --to {target}.")
+    if classes is not None and target != "shards":
+        raise WsssError(f"Expected --classes with --to shards alone, found --to {target}.")
+    if target == "shards":
+        _import(source, out, _class_names(classes))
+    elif target in ("npy", "irn"):
+        _convert_cams(source, target, out, stage)
+    else:
+        _convert_labels(source, target, out)
+
+
+def _import(source: Path, out: Path, names: tuple[str, ...]) -> None:
+    from wsssfast.convert import from_npy
+
+    total = len(list(source.glob("*.npy"))) if source.is_dir() else 0
+    with progress("convert", total) as advance:
+        failed = from_npy(source, out, names, advance)
+    click.echo(f"{total - len(failed)} images in {out}")
+    finish(failed)
+
+
+def _convert_cams(source: Path, target: str, out: Path, stage: str | None) -> None:
+    from wsssfast.convert import to_irn, to_npy
     from wsssfast.shards import CamShards
 
-    if target == "shards":
-        names = _class_names(classes)
-        total = len(list(source.glob("*.npy"))) if source.is_dir() else 0
-        with progress("convert", total) as advance:
-            failed = from_npy(source, out, names, advance)
-        click.echo(f"{total - len(failed)} images in {out}")
-        finish(failed)
-        return
     shards = CamShards(source)
     with progress("convert", len(shards)) as advance:
         count = (to_npy if target == "npy" else to_irn)(shards, out, stage, advance)
     click.echo(f"{count} files in {out}")
-    finish(shards.failed)
+    _finish(shards.failed, shards.missing_names, source)
+
+
+def _convert_labels(source: Path, target: str, out: Path) -> None:
+    from wsssfast.convert_labels import to_coco, to_png
+    from wsssfast.shards import LabelShards
+
+    shards = LabelShards(source)
+    with progress("convert", len(shards)) as advance:
+        count = (to_png if target == "png" else to_coco)(shards, out, advance)
+    click.echo(f"{count} {'files' if target == 'png' else 'images'} in {out}")
+    _finish(shards.failed, shards.missing_names, source)
+
+
+def _finish(failed: dict[str, str], missing: list[str], source: Path) -> None:
+    if missing:
+        click.echo(
+            f"Left out, as they are missing in {source}: {listing(missing)}. Complete the export, "
+            "then run this command again.",
+            err=True,
+        )
+    finish(failed)
+    if missing:
+        sys.exit(SOME_UNREADABLE)
 
 
 def _class_names(classes: str | None) -> tuple[str, ...]:

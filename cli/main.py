@@ -17,7 +17,7 @@ COMMANDS = {
     "export-labels": ("labels", "export_labels", "Masks from CAM shards into label shards."),
     "evaluate": ("evaluate", "evaluate", "Score shards against masks."),
     "ablate": ("ablate", "ablate", "Score many settings in one pass over the images."),
-    "convert": ("convert", "convert", "CAM shards to .npy files of the field, and back."),
+    "convert": ("convert", "convert", "Shards to .npy, PNG and COCO RLE files, and .npy back."),
     "inspect": ("shards", "inspect", "What a folder of shards holds."),
     "verify": ("shards", "verify", "Check every byte of a folder of shards."),
     "report": ("report", "report", "One HTML file that shows what the pipeline did."),

@@ -12,3 +12,5 @@ CLASS_NAMES = (
     "keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book",
     "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
+_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+CATEGORY_IDS = tuple(number for number in range(1, 91) if number not in _UNUSED)  # of CLASS_NAMES

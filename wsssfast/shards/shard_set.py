@@ -96,6 +96,15 @@ class ShardSet(ABC, Generic[S]):
         shard, n = self._find(image_id)
         return shard.labels_of(n)
 
+    def image_size(self, image_id: str) -> tuple[int, int]:
+        """(height, width) of an image in pixels.
+
+        Raises:
+            WsssError: an unknown id or a damaged file.
+        """
+        shard, n = self._find(image_id)
+        return shard.size_of(n)
+
     @abstractmethod
     def check(self, image_id: str) -> None:
         """Read all that is stored of an image.
