@@ -122,12 +122,42 @@ def test_config_files_give_defaults_that_flags_override(wsssfast, setup, tmp_pat
     for wrong, text in (
         ("ration = 0.5", "Unknown key 'ration'"), ("ratio = true", "ratio in"),
         ("[ratio]", "to be a number"), ("flip = 3", "to be of type bool"),
-        ("split = 3", "to be of type str"), ("batch-size = 1.5", "to be of type int"),
+        ("split = 3", "to be of type str"), ("shard-size = 1.5", "to be of type int"),
+        ("batch-size = 1.5", "at least 1, or auto, found '1.5'"),
         ("out = ['a']", "to be of type str"), ("ratio = ", "Expected a TOML file"),
     ):  # fmt: skip
         config.write_text(wrong + "\n")
         code, _, err = wsssfast("export-cams", *words(setup), "--config", config)
         assert (code, text in err, err.count("\n")) == (2, True, 1), err
+
+
+def test_the_batch_size_may_be_left_to_the_program(wsssfast, setup, tmp_path):
+    config = tmp_path / "c.toml"
+    for text in ("batch-size = 2\n", 'batch-size = "auto"\n'):
+        config.write_text(text)
+        assert wsssfast("export-cams", *words(setup), "--config", config)[0] == 0
+    for wrong in ("0", "-1", "many", "1.5"):
+        code, _, err = wsssfast("export-cams", *words(setup), "--batch-size", wrong)
+        assert (code, "at least 1, or auto" in err, err.count("\n")) == (2, True, 1), err
+
+
+def test_images_without_labels_get_what_the_classifier_sees(wsssfast, setup, tmp_path):
+    (setup["--data-root"] / "labels.csv").unlink()
+    log = tmp_path / "log.jsonl"
+    out = tmp_path / "predicted"
+    more = ["--labels", "predicted", "--predict-above", "0", "--log", log]
+    code, text, err = wsssfast("export-cams", *words({**setup, "--out": out}), *more)
+    assert code == 0, err
+    assert "what the classifier gives a score above 0" in text
+    _, text, _ = wsssfast("inspect", out, "--json", "-")
+    identity = json.loads(text)["identity"]
+    assert (identity["labels"], identity["predict_above"]) == ("predicted", 0.0)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["begin", "shard", "end"]
+    assert lines[0]["config"]["labels"] == "classes that the classifier gives a score above 0"
+    more[3] = "1.5"
+    code, _, err = wsssfast("export-cams", *words({**setup, "--out": out}), *more)
+    assert (code, "between 0 and 1" in err, err.count("\n")) == (2, True, 1), err
 
 
 class Bomb:
