@@ -5,7 +5,8 @@ time, each scale and its mirror image in a pass of their own, all layers' attent
 averaged afterwards, the maps of every class upsampled to the image's size and summed, those of the
 image's classes scaled to [0, 1] and saved as a full-size `.npy`. Both read the same files; they
 take turns by parts of the images, so that both see the same machine. The floor is the network's
-plain forward of each image and its mirror image, without any attention maps.
+plain forward of each image and its mirror image, without any attention maps. `--every N` has the
+loop and the floor do every N-th image of each part alone, where all would take hours.
 
     python benchmarks/export_speed.py --dataset voc --data-root VOCdevkit/VOC2012 --split val \\
         --checkpoint classifier.safetensors --images 500
@@ -15,8 +16,10 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +29,7 @@ from wsssfast.bench.forward import random_model
 from wsssfast.bench.peers import plain_forward, stacked_forward
 from wsssfast.bench.report import machine
 from wsssfast.cam_options import CamOptions
-from wsssfast.data import Dataset, open_dataset
+from wsssfast.data import Dataset, Item, open_dataset
 from wsssfast.export import export_cams
 from wsssfast.models.checkpoint import load_model
 from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
@@ -88,7 +91,8 @@ def main() -> None:
     parser.add_argument("--arch", default="deit_small_patch16_224")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--scales", default="1.0")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, help="else auto")
+    parser.add_argument("--every", type=int, default=1, help="images of which the peers do one")
     parser.add_argument("--parts", type=int, default=5, help="in which they take turns")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
@@ -101,26 +105,42 @@ def main() -> None:
     options = CamOptions(scales=tuple(map(float, args.scales.split(","))))
     items = dataset.items[: args.images]
     found: dict[str, list[tuple[float, int]]] = {"wsssfast": [], "script": [], "floor": []}
+    images: dict[str, int] = dict.fromkeys(found, 0)
+    waiting: dict[str, float] = dict.fromkeys(("decode", "device", "write"), 0.0)
+
+    def ours(out: Path, some: Dataset) -> None:
+        told: dict[str, Any] = {}
+        export_cams(
+            model, some, out, options, batch_size=args.batch_size,
+            watch=lambda event, facts: told.update(facts),
+        )  # fmt: skip
+        for what, share in told["waiting"].items():
+            waiting[what] += share * told["seconds"]
+
     for part in range(args.parts):
-        some = replace(dataset, items=items[part :: args.parts])
-        work = {
-            "wsssfast": lambda out, some=some: export_cams(
-                model, some, out, options, batch_size=args.batch_size
-            ),
-            "script": lambda out, some=some: script(model, some, options, out),
-            "floor": lambda out, some=some: floor(model, some, options, out),
+        own = items[part :: args.parts]
+        few = own[:: args.every]
+        work: dict[str, tuple[tuple[Item, ...], Callable[[Path, Dataset], None]]] = {
+            "wsssfast": (own, ours),
+            "script": (few, lambda out, some: script(model, some, options, out)),
+            "floor": (few, lambda out, some: floor(model, some, options, out)),
         }
         for name in sorted(work, reverse=bool(part % 2)):
-            found[name].append(seconds_of(work[name]))
-    rates = {name: len(items) / sum(s for s, _ in runs) for name, runs in found.items()}
+            chosen, run = work[name]
+            some = replace(dataset, items=chosen)
+            found[name].append(seconds_of(lambda out, run=run, some=some: run(out, some)))
+            images[name] += len(chosen)
+    seconds = {name: sum(s for s, _ in runs) for name, runs in found.items()}
+    rates = {name: images[name] / seconds[name] for name in found}
     print(json.dumps({
         "benchmark": "export_speed", **machine(args.device), "arch": model.config.arch,
-        "dataset": args.dataset, "images": len(items), "scales": args.scales,
-        "batch_size": args.batch_size,
+        "dataset": args.dataset, "images": images, "scales": args.scales,
+        "batch_size": args.batch_size or "auto",
         "images_per_second": {name: round(rate, 3) for name, rate in rates.items()},
         "times_the_script": round(rates["wsssfast"] / rates["script"], 3),
         "of_the_floor": round(rates["wsssfast"] / rates["floor"], 3),
-        "bytes_an_image": {n: sum(b for _, b in r) // len(items) for n, r in found.items()},
+        "waiting": {what: round(t / seconds["wsssfast"], 4) for what, t in waiting.items()},
+        "bytes_an_image": {n: sum(b for _, b in r) // images[n] for n, r in found.items()},
     }))  # fmt: skip
 
 
