@@ -1,27 +1,24 @@
 """COCO instances (2014 and 2017 names, or any file of that format)."""
 
-import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from wsssfast.data.coco_index import AnnotationTexts, CocoIndex
 from wsssfast.data.dataset import IGNORE, Dataset, Item, Mask, read_ids, require_folder
 from wsssfast.data.images import item_image, item_size
+from wsssfast.data.index_cache import open_index
 from wsssfast.data.labels_file import match_labels, read_labels
 from wsssfast.errors import BadFile, WsssError, listing
 
 _DEFAULT_SPLITS = ("train2014", "train2017")
 _FARTHEST = 100_000  # pixels that a polygon may lie outside; pycocotools' memory goes with them
-_FIELDS: dict[str, dict[str, Callable[[Any], object]]] = {
-    "images": {"id": int, "file_name": Path, "height": int, "width": int},
-    "annotations": {"id": int, "image_id": int, "category_id": int, "segmentation": type,
-                    "area": float},
-    "categories": {"id": int, "name": str},
-}  # fmt: skip
 
 
 def open_coco(root: Path, split: str | None = None, labels: Path | None = None) -> Dataset:
@@ -46,22 +43,17 @@ def open_coco(root: Path, split: str | None = None, labels: Path | None = None) 
     name, _, subset = (split or _default_split(root)).partition(":")
     images = require_folder(root / name, f"the COCO images of split {name!r}")
     source = root / "annotations" / f"instances_{name}.json"
-    found = _read(source)
-    categories = sorted(found["categories"], key=lambda c: int(c["id"]))
-    class_index = {int(c["id"]): index for index, c in enumerate(categories)}
-    class_names = tuple(str(c["name"]) for c in categories)
-    by_image: dict[int, list[dict[str, Any]]] = {}
-    for annotation in found["annotations"]:
-        by_image.setdefault(int(annotation["image_id"]), []).append(annotation)
-    records = {Path(i["file_name"]).stem: i for i in found["images"] if int(i["id"]) in by_image}
-    if len(records) < len(by_image.keys() & {int(i["id"]) for i in found["images"]}):
+    index = _read(source)
+    categories = sorted(index.categories, key=lambda category: category[0])
+    class_index = {number: c for c, (number, _) in enumerate(categories)}
+    class_names = tuple(name for _, name in categories)
+    files = [images / (Path(n).name if "/" in n else n) for n in index.file_names]
+    groups = index.groups.tolist()
+    records = {files[n].stem: n for n, group in enumerate(groups) if group >= 0}
+    if len(records) < len({group for group in groups if group >= 0}):
         raise WsssError(f"Expected images of different names in {source}, found one twice.")
-    image_labels: dict[str, tuple[int, ...]] = {}
-    for image_id, record in records.items():
-        used = {int(a["category_id"]) for a in by_image[int(record["id"])]}
-        if not used <= class_index.keys():
-            raise WsssError(f"Unknown category {min(used - class_index.keys())} in {source}.")
-        image_labels[image_id] = tuple(sorted(class_index[c] for c in used))
+    classes = _classes(index, class_index, [groups[n] for n in records.values()], source)
+    image_labels = {i: classes[groups[n]] for i, n in records.items()}
     if subset:
         wanted = read_ids(Path(subset))
         unknown = [i for i in wanted if i not in records]
@@ -69,17 +61,14 @@ def open_coco(root: Path, split: str | None = None, labels: Path | None = None) 
             raise WsssError(f"Expected annotated images of {source}, found {listing(unknown)}.")
         records = {i: records[i] for i in wanted}
     if labels is not None:
-        known = {Path(i["file_name"]).stem for i in found["images"]}
+        known = {file.stem for file in files}
         image_labels = match_labels(read_labels(labels, class_names), records, known, labels)
-    items = tuple(
-        Item(i, image_labels[i], images / Path(records[i]["file_name"]).name)
-        for i in sorted(records)
-    )
-    absent = [item.id for item in items if not (item.image and item.image.is_file())]
+    items = tuple(Item(i, image_labels[i], files[records[i]]) for i in sorted(records))
+    absent = _absent(items, images)
     if absent:
         raise WsssError(f"Expected an image file in {images} for {listing(absent)}, found none.")
-    sizes = {i: (int(r["height"]), int(r["width"])) for i, r in records.items()}
-    annotations = {i: by_image[int(r["id"])] for i, r in records.items()}
+    sizes = index.sizes.tolist()
+    where = {i: (groups[n], *sizes[n]) for i, n in records.items()}
     return Dataset(
         name="coco",
         split=split or name,
@@ -87,7 +76,7 @@ def open_coco(root: Path, split: str | None = None, labels: Path | None = None) 
         items=items,
         image_size=item_size,
         load_image=item_image,
-        load_mask=partial(_load_mask, sizes, annotations, class_index),
+        load_mask=partial(_load_mask, source.absolute(), index.texts, where, class_index),
         label_source=labels.name if labels else source.name,
     )
 
@@ -166,12 +155,43 @@ def _covered(counts: str | bytes) -> int:
 
 
 def _load_mask(
-    sizes: dict[str, tuple[int, int]],
-    annotations: dict[str, list[dict[str, Any]]],
+    source: Path,
+    texts: AnnotationTexts,
+    where: dict[str, tuple[int, int, int]],
     class_index: dict[int, int],
     item: Item,
 ) -> Mask:
-    return instance_mask(annotations[item.id], class_index, *sizes[item.id])
+    group, height, width = where[item.id]
+    return instance_mask(texts.read(source, group), class_index, height, width)
+
+
+def _classes(
+    index: CocoIndex, class_index: dict[int, int], wanted: list[int], source: Path
+) -> list[tuple[int, ...]]:
+    """Sorted classes of each group of annotations; those wanted have no unknown category."""
+    starts = index.texts.starts
+    group = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    known = np.array([class_index.get(number, -1) for number in index.category_ids], np.int64)
+    classes = known[index.annotation_categories]
+    unknown = index.annotation_categories[(classes < 0) & np.isin(group, wanted)]
+    if len(unknown):
+        lowest = min(index.category_ids[c] for c in set(unknown.tolist()))
+        raise WsssError(f"Unknown category {lowest} in {source}.")
+    pairs = np.sort(group * (len(class_index) + 1) + classes + 1)
+    owners, classes = np.divmod(pairs[np.diff(pairs, prepend=-1) > 0], len(class_index) + 1)
+    bounds = np.searchsorted(owners, np.arange(len(starts))).tolist()
+    found = (classes - 1).tolist()
+    return [tuple(found[start:stop]) for start, stop in pairwise(bounds)]
+
+
+def _absent(items: Iterable[Item], folder: Path) -> list[str]:
+    """Ids of the items without an image file; listing the folder once spares a look at each."""
+    try:
+        with os.scandir(folder) as entries:
+            there = {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        there = set()
+    return [i.id for i in items if i.image and i.image.name not in there and not i.image.is_file()]
 
 
 def _default_split(root: Path) -> str:
@@ -184,18 +204,12 @@ def _default_split(root: Path) -> str:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> CocoIndex:
     if not path.is_file():
         raise WsssError(f"Expected COCO instances at {path}, found none.", "Check --split.")
     try:
-        with path.open("rb") as file:
-            found = json.load(file)
-        for key, fields in _FIELDS.items():
-            for entry in found[key]:
-                for field, kind in fields.items():
-                    kind(entry[field])
+        return open_index(path)
     except KeyError as error:
         raise WsssError(f"Expected COCO instances in {path}, found no {error}.") from error
     except (OSError, ValueError, OverflowError, RecursionError, TypeError) as error:
         raise WsssError(f"Expected COCO instances in {path}: {error}") from error
-    return dict(found)
