@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, NamedTuple
 CHUNK = 1 << 20
 LONGEST = 1 << 24  # bytes of one value; bounds memory, and what a broken file makes us read
 
-_SPACE = re.compile(r"[ \t\n\r]*")
+_SOLID = re.compile(r"[^ \t\n\r]")
 _END = re.compile(r"[ \t\n\r]*[,:\]}]")  # a value is whole where this follows: 1 may go on as 1.5
 _decode = json.JSONDecoder().raw_decode
 
@@ -48,9 +48,10 @@ class JsonStream:
     def peek(self) -> str:
         """The next character that is no space; empty at the end of the file."""
         while True:
-            self._position = _SPACE.match(self._text, self._position).end()  # type: ignore[union-attr]
-            if self._position < len(self._text):
-                return self._text[self._position]
+            found = _SOLID.search(self._text, self._position)
+            self._position = found.start() if found else len(self._text)
+            if found:
+                return found[0]
             if not self._more():
                 return ""
 
@@ -74,6 +75,8 @@ class JsonStream:
                 error = self._error("Expecting a delimiter", end)
             except json.JSONDecodeError as reason:
                 error = self._error(reason.msg, reason.pos)
+            if len(self._text) - start > LONGEST:
+                raise ValueError(f"{error}, or a value of over {LONGEST} bytes")
             if not self._more():
                 raise error
         text = self._text[start:end].encode("latin-1")
@@ -128,8 +131,6 @@ class JsonStream:
     def _more(self) -> bool:
         """Read on, at least as much as there is of the value at hand: so few attempts are made."""
         kept = self._text[self._position :]
-        if len(kept) > LONGEST:
-            raise self._error(f"Expecting values of at most {LONGEST} bytes", self._position)
         read = self._file.read(max(self._chunk, len(kept)))
         self._passed += self._position
         self._position = 0
