@@ -185,5 +185,6 @@ def _store(path: Path, data: bytes) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+    finally:
         if partial:
             Path(partial).unlink(missing_ok=True)
