@@ -4,9 +4,10 @@ The loop does what MCTformer's public script does, without its heatmaps and CRF:
 time, each scale and its mirror image in a pass of their own, all layers' attention kept and
 averaged afterwards, the maps of every class upsampled to the image's size and summed, those of the
 image's classes scaled to [0, 1] and saved as a full-size `.npy`. Both read the same files; they
-take turns by parts of the images, so that both see the same machine. The floor is the network's
-plain forward of each image and its mirror image, without any attention maps. `--every N` has the
-loop and the floor do every N-th image of each part alone, where all would take hours.
+take turns by parts of the images, so that both see the same machine, and ratios are medians of the
+parts' own. The floor is the network's plain forward of each image and its mirror image, without any
+attention maps. `--every N` has the loop and the floor do every N-th image of each part alone, where
+all would take hours.
 
     python benchmarks/export_speed.py --dataset voc --data-root VOCdevkit/VOC2012 --split val \\
         --checkpoint classifier.safetensors --images 500
@@ -82,6 +83,16 @@ def seconds_of(work) -> tuple[float, int]:
         return seconds, sum(path.stat().st_size for path in Path(folder).iterdir())
 
 
+def spread(ratios: np.ndarray) -> dict[str, float]:
+    """Median, least and most over the parts."""
+    return {
+        name: round(float(value), 3)
+        for name, value in (
+            ("median", np.median(ratios)), ("least", ratios.min()), ("most", ratios.max())
+        )
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--dataset", default="voc")
@@ -105,7 +116,7 @@ def main() -> None:
     options = CamOptions(scales=tuple(map(float, args.scales.split(","))))
     items = dataset.items[: args.images]
     found: dict[str, list[tuple[float, int]]] = {"wsssfast": [], "script": [], "floor": []}
-    images: dict[str, int] = dict.fromkeys(found, 0)
+    images: dict[str, list[int]] = {name: [] for name in found}
     waiting: dict[str, float] = dict.fromkeys(("decode", "device", "write"), 0.0)
 
     def ours(out: Path, some: Dataset) -> None:
@@ -129,18 +140,21 @@ def main() -> None:
             chosen, run = work[name]
             some = replace(dataset, items=chosen)
             found[name].append(seconds_of(lambda out, run=run, some=some: run(out, some)))
-            images[name] += len(chosen)
-    seconds = {name: sum(s for s, _ in runs) for name, runs in found.items()}
-    rates = {name: images[name] / seconds[name] for name in found}
+            images[name].append(len(chosen))
+    seconds = sum(s for s, _ in found["wsssfast"])
+    rates = {
+        name: np.array([n / s for n, (s, _) in zip(images[name], runs, strict=True)])
+        for name, runs in found.items()
+    }
     print(json.dumps({
         "benchmark": "export_speed", **machine(args.device), "arch": model.config.arch,
-        "dataset": args.dataset, "images": images, "scales": args.scales,
+        "dataset": args.dataset, "images": {name: sum(numbers) for name, numbers in images.items()}, "scales": args.scales,
         "batch_size": args.batch_size or "auto",
-        "images_per_second": {name: round(rate, 3) for name, rate in rates.items()},
-        "times_the_script": round(rates["wsssfast"] / rates["script"], 3),
-        "of_the_floor": round(rates["wsssfast"] / rates["floor"], 3),
-        "waiting": {what: round(t / seconds["wsssfast"], 4) for what, t in waiting.items()},
-        "bytes_an_image": {n: sum(b for _, b in r) // images[n] for n, r in found.items()},
+        "images_per_second": {n: spread(r)["median"] for n, r in rates.items()},
+        "times_the_script": spread(rates["wsssfast"] / rates["script"]),
+        "of_the_floor": spread(rates["wsssfast"] / rates["floor"]),
+        "waiting": {what: round(t / seconds, 4) for what, t in waiting.items()},
+        "bytes_an_image": {n: sum(b for _, b in r) // sum(images[n]) for n, r in found.items()},
     }))  # fmt: skip
 
 

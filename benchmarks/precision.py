@@ -1,6 +1,6 @@
 """Speed of `export-cams` by precision, and how far its labels agree with float32's; one JSON line.
 
-    python benchmarks/precision.py --dataset voc --data-root VOCdevkit/VOC2012 --split val \\
+python benchmarks/precision.py --dataset voc --data-root VOCdevkit/VOC2012 --split val \\
         --checkpoint classifier.safetensors --images 40 --precisions bf16
 """
 
