@@ -148,7 +148,8 @@ def main() -> None:
     }
     print(json.dumps({
         "benchmark": "export_speed", **machine(args.device), "arch": model.config.arch,
-        "dataset": args.dataset, "images": {name: sum(numbers) for name, numbers in images.items()}, "scales": args.scales,
+        "dataset": args.dataset, "images": {name: sum(n) for name, n in images.items()},
+        "scales": args.scales,
         "batch_size": args.batch_size or "auto",
         "images_per_second": {n: spread(r)["median"] for n, r in rates.items()},
         "times_the_script": spread(rates["wsssfast"] / rates["script"]),
