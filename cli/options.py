@@ -124,7 +124,8 @@ def writable_file(ctx: click.Context, param: click.Parameter, path: str | None) 
     """Refuse before a long run what could not be written after it."""
     if path not in (None, "-"):
         folder = Path(path).parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(path).is_dir():
+        place = Path(path) if Path(path).exists() else folder
+        if not folder.is_dir() or not os.access(place, os.W_OK) or Path(path).is_dir():
             raise WsssError(f"Expected to write {path}: {folder} is no writable folder for it.")
     return path
 

@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,19 @@ log_option = click.option(
 def watching(title: str, log: str | None) -> Iterator[Watch]:
     """What to call at each event of a run (`wsssfast.pace`)."""
     with ExitStack() as stack:
-        watches = [stack.enter_context(_bar(title)) if sys.stderr.isatty() else _lines(title)]
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        watches = {"stderr": stack.enter_context(_bar(title)) if terminal else _lines(title)}
         if log:
-            watches.append(stack.enter_context(_log(Path(log))))
+            watches[log] = stack.enter_context(_log(Path(log)))
 
         def watch(event: str, facts: dict[str, Any]) -> None:
-            for tell in watches:
-                tell(event, facts)
+            for name, tell in tuple(watches.items()):
+                try:
+                    tell(event, facts)
+                except (OSError, ValueError) as error:  # a full disk, a pipe or terminal gone
+                    del watches[name]
+                    with suppress(OSError, ValueError):
+                        click.echo(f"{title}: no more is written to {name}: {error}.", err=True)
 
         yield watch
 
@@ -61,8 +67,10 @@ def _bar(title: str) -> Iterator[Watch]:
 
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(),
                TextColumn("{task.fields[pace]}"))  # fmt: skip
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
-        task = bar.add_task(title, total=None, pace="")
+    bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
+    task = bar.add_task(title, total=None, pace="")
+    bar.start()
+    try:
 
         def watch(event: str, facts: dict[str, Any]) -> None:
             if event == "images":
@@ -70,6 +78,9 @@ def _bar(title: str) -> Iterator[Watch]:
                 bar.update(task, completed=done, total=total, pace=describe(facts))
 
         yield watch
+    finally:
+        with suppress(OSError, ValueError):  # the terminal is gone
+            bar.stop()
 
 
 def _lines(title: str) -> Watch:
@@ -94,7 +105,9 @@ def _log(path: Path) -> Iterator[Watch]:
     def watch(event: str, facts: dict[str, Any]) -> None:
         if event != "images":
             line = {"event": event, "time": round(time.time(), 3), **who, **facts}
-            os.write(file, (json.dumps(line) + "\n").encode())
+            text = (json.dumps(line) + "\n").encode()
+            if os.write(file, text) < len(text):
+                raise OSError(f"no room for all of a line in {path}")
 
     try:
         yield watch

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import product
 from typing import Any, Literal
 
@@ -138,7 +139,7 @@ def ablate(
         ThreadPoolExecutor(score_workers) as pool,
         load_batches(
             dataset, [(0, dataset.items)],
-            lambda size: min(batch_size, most_images(model, size, wide)),
+            cache(lambda size: min(batch_size, most_images(model, size, wide))),
             lambda image: prepare(image, wide, model.patch_size), decode_workers,
         ) as batches,
     ):  # fmt: skip

@@ -43,7 +43,7 @@ class BatchMaps:
             wait()
         return [
             {
-                stage: [maps[stage][n, : len(classes)].numpy() for maps in self.maps]
+                stage: [maps[stage][n, : len(classes)].numpy().copy() for maps in self.maps]
                 for stage in self.maps[0]
             }
             for n, classes in enumerate(self.labels)
@@ -129,7 +129,9 @@ def captures(
         if known is None:  # by the first scale
             known = predicted_labels(captured, len(pixels), options, model.head is not None)
         most = max(1, *map(len, known))
-        chosen = torch.tensor([(*c, *[0] * (most - len(c))) for c in known], device=device)
+        padded = [(*c, *[0] * (most - len(c))) for c in known]
+        chosen = torch.tensor(padded, pin_memory=device.type == "cuda")
+        chosen = chosen.to(device, non_blocking=True)
         yield captured.of_classes(chosen.repeat(1 + options.flip, 1)), known
 
 
@@ -147,6 +149,7 @@ def predicted_labels(
         options: `predict_above` is the score above which a class counts as present.
         patch_head: whether there are patch logits.
     """
+    assert options.predict_above is not None
     scores = captured.class_logits.sigmoid()
     if patch_head:
         scores = (scores + captured.cam.mean((-2, -1)).sigmoid()) / 2
@@ -228,4 +231,4 @@ def _to_host(maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], N
 @cache
 def _copy_stream(device: torch.device) -> "torch.cuda.Stream":
     """The stream on which a GPU's maps come back while it goes on."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

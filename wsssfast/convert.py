@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from wsssfast.data.dataset import require_safe_ids
+from wsssfast.data.dataset import IGNORE, require_safe_ids
 from wsssfast.data.safe_pickle import read_npy
 from wsssfast.errors import BadFile, WsssError, listing
 from wsssfast.files import telling_no_room, write_each
@@ -97,6 +97,8 @@ def from_npy(
         raise WsssError(f"Expected a folder of .npy CAM dumps at {source}, found none.")
     names = [path.stem for path in paths]
     require_safe_ids(names)
+    if len(class_names) > IGNORE - 1:
+        raise WsssError(f"Expected at most {IGNORE - 1} classes, found {len(class_names)}.")
     identity: dict[str, Any] = {
         "class_names": list(class_names),
         "stages": ["final"],

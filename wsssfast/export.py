@@ -17,7 +17,13 @@ from wsssfast.models.checkpoint import weights_hash
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.pace import Pace, Watch
 from wsssfast.pipeline import NO_CAM, ShardWork, compute_shards
-from wsssfast.shards.format import DEFAULT_SHARD_SIZE, Sidecar, canonical, stored_bytes
+from wsssfast.shards.format import (
+    DEFAULT_SHARD_SIZE,
+    MOST_SHARDS,
+    Sidecar,
+    canonical,
+    stored_bytes,
+)
 from wsssfast.shards.lock import folder_lock
 from wsssfast.shards.resume import (
     ExportSummary,
@@ -80,14 +86,19 @@ def export_cams(
         dataset.class_names, weights_hash(model), options, dataset.fingerprint, shard_size
     )
     count = -(-len(dataset) // shard_size)
+    if count > MOST_SHARDS:
+        raise WsssError(
+            f"Expected at most {MOST_SHARDS} shards, found {count}.", "Give a larger --shard-size."
+        )
     depth = len(model.blocks)
     config = _config(model, dataset, options, shard_size)
     packages = versions("numpy", "h5py")
     summary, counting = ExportSummary(), threading.Lock()
-    pace = Pace(len(dataset), workers, watch)
     purpose = hashlib.sha256(canonical(who).encode()).hexdigest() if workers > 1 else ""
     with folder_lock(out, purpose) as lock:
-        done_shards(out, "cams", who, resume=resume, overwrite=overwrite)
+        done = done_shards(out, "cams", who, resume=resume, overwrite=overwrite, alone=workers == 1)
+        before = sum(len(sidecar.ids) + len(sidecar.failed) for sidecar in done.values())
+        pace = Pace(len(dataset), before, workers, watch)
 
         def to_do() -> Iterator[tuple[int, tuple[Item, ...]]]:
             for index in sorted(range(count), key=lambda n: (n % workers != rank, n)):
@@ -158,8 +169,8 @@ def _now_usable(
             continue
         item = dataset.by_id[image_id]
         try:
-            if most_images(model, dataset.image_size(item), options):
-                dataset.load_image(item)
+            size = dataset.image_size(item)
+            if most_images(model, size, options) and dataset.load_image(item).size == size:
                 return True
         except BadFile:
             continue

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 
 from wsssfast.errors import WsssError
 
@@ -53,7 +54,7 @@ def publish(path: Path, write: Callable[[Path], object], *, sync: bool = True) -
         write: writes the file to the path that it is given.
         sync: sync the file before and the folder after, so that it holds also after a power cut.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}.partial")
     try:
         write(unfinished)
         if sync:

@@ -74,6 +74,7 @@ def load_batches(
 
     def produce(pool: ThreadPoolExecutor) -> None:
         try:
+            batch: Batch[T]
             for batch in _plan(dataset, shards, most, pool):
                 if not room.enter(len(batch.items)):
                     return
@@ -102,7 +103,7 @@ def load_batches(
     finally:
         room.close()
         pool.shutdown(wait=True, cancel_futures=True)
-        producer.join()
+        producer.join(60)
 
 
 _Coming = tuple[Batch[T], list[Future[T | str]]]
@@ -118,8 +119,12 @@ class _Room:
     def enter(self, count: int) -> bool:
         """Wait until there is room for a batch; False where none will be any more."""
         most = max(self._images, 2 * count)
+
+        def free() -> bool:
+            return self._closed or not count or self._held + count <= most
+
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._held + count <= most)
+            self._changed.wait_for(free)
             self._held += count
             return not self._closed
 
@@ -153,13 +158,19 @@ def _plan(
                 yield Batch(shard, (item,), error=f"{size[0]}x{size[1]} {TOO_LARGE}")
             else:
                 buckets[size].append(item)
-        for size, bucket in sorted(buckets.items()):
+        for size, bucket in sorted(buckets.items(), key=_large_first):
             done = 0
             while done < len(bucket):
                 some = tuple(bucket[done : done + max(1, most(size))])
                 yield Batch(shard, some, size)
                 done += len(some)
         yield Batch(shard)
+
+
+def _large_first(bucket: tuple[Size, list[Item]]) -> tuple[int, Size]:
+    """What does not fit into memory fails early, and the allocator's blocks serve the rest."""
+    (width, height), _ = bucket
+    return -width * height, (width, height)
 
 
 def _size(dataset: Dataset, item: Item) -> Size | str:
@@ -181,6 +192,8 @@ def _decode(
         return prepare(image)
     except BadFile as error:
         return str(error)
+    except MemoryError:
+        return f"not enough memory to decode {size[0]}x{size[1]} pixels"
 
 
 def _arrived(batch: Batch[T], images: list[T | str]) -> Iterator[Batch[T]]:

@@ -13,6 +13,9 @@ from wsssfast.models.classifier import ClassTokenViT
 _PATCHES_CPU = 6144  # more in a forward pass gain nothing on a CPU (docs/export.md)
 _MOST_CUDA = 64  # images a forward pass; more gain nothing
 _CGROUP = Path("/sys/fs/cgroup")
+_RAN_OUT = (  # of PyTorch's, CUDA's, cuBLAS's, Triton's and C++'s errors
+    "can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc",
+)  # fmt: skip
 _LIMITS = ("memory.max", "memory.limit_in_bytes")  # of cgroups of version 2 and 1
 
 
@@ -98,6 +101,4 @@ def ran_out(error: Exception) -> bool:
     """Whether an error says that memory could not be had, on a GPU or on the machine."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(
-        text in str(error) for text in ("can't allocate memory", "not enough memory", "bad_alloc")
-    )
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _RAN_OUT)

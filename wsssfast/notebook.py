@@ -40,6 +40,8 @@ def cams(
     """
     options = options or CamOptions()
     stage = stage or options.stages[-1]
+    if options.predict_above is not None:
+        raise WsssError("Expected options without predict_above: the classes are the labels given.")
     if stage not in options.stages:
         raise WsssError(f"Expected a stage out of {', '.join(options.stages)}, found {stage!r}.")
     results = []

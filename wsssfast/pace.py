@@ -14,7 +14,8 @@ class Pace:
 
     Args:
         total: images of the run.
-        workers: how many share them.
+        before: how many of them were done when it began.
+        workers: how many share the rest.
         watch: called at each event with the facts given there and these: `images` finished, `of`
             all, `failed` of them, `seconds` since the beginning, `images_per_second` without what
             was done before, `seconds_left` if all workers are as fast (None before the first), and
@@ -22,9 +23,10 @@ class Pace:
             (the network) and write.
     """
 
-    def __init__(self, total: int, workers: int, watch: Watch) -> None:
-        self._total, self._workers, self._watch = total, workers, watch
-        self._done = self._before = self._failed = 0
+    def __init__(self, total: int, before: int, workers: int, watch: Watch) -> None:
+        self._total, self._watch = total, watch
+        self._share = (total - before) / workers
+        self._done = self._skipped = self._failed = 0
         self._waits = {"decode": 0.0, "device": 0.0, "write": 0.0}
         self._begun = time.perf_counter()
         self._lock = threading.RLock()
@@ -43,16 +45,15 @@ class Pace:
         with self._lock:
             self._done += images
             self._failed += failed
-            self._before += images if before else 0
+            self._skipped += images if before else 0
             self.tell("images")
 
     def tell(self, event: str, **facts: Any) -> None:
         """Something happened."""
         with self._lock:
             seconds = max(1e-9, time.perf_counter() - self._begun)
-            own = self._done - self._before
-            rate = own / seconds
-            left = max(0, (self._total - self._before) / self._workers - own)
+            own = self._done - self._skipped
+            rate, left = own / seconds, max(0, self._share - own)
             self._watch(event, {
                 **facts,
                 "images": self._done,

@@ -7,19 +7,21 @@ and one more thread writes what is complete.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 
 from wsssfast.cam_options import CamOptions
 from wsssfast.compute import BatchMaps, Pixels, batch_maps, prepare
 from wsssfast.data.dataset import Dataset, Item
-from wsssfast.errors import BadFile
+from wsssfast.errors import BadFile, WsssError
 from wsssfast.loader import Batch, load_batches
 from wsssfast.memory import good_batch, most_images, ran_out
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.pace import Pace
 from wsssfast.shards.writer import CamRecord
 
+_MOST_IN_VAIN = 3
 NO_CAM = "no CAM: "  # begins the reason of an image that was read but has none
 
 
@@ -52,7 +54,7 @@ def compute_shards(
     """Compute the CAMs of shards and hand each complete one to `write`, in another thread.
 
     At most one shard is waiting to be written while the next is computed. A batch for which there
-    is not enough memory is tried again as halves, and no batch as large is made after it.
+    is not enough memory is tried again as halves, and later ones are made smaller.
 
     Args:
         model: in evaluation mode, on the device to use.
@@ -63,8 +65,11 @@ def compute_shards(
         batch_size: most images in a forward pass; None chooses by size, model and device.
         decode_workers: decoding threads.
         pace: told of images that are finished and of waiting.
+
+    Raises:
+        WsssError: there is no memory even for single images; or what `write` raises.
     """
-    sizes = _BatchSizes(model, options, batch_size)
+    sizes = _BatchSizes(model, options, batch_size, pace)
     writing: Future[None] | None = None
     with (
         ThreadPoolExecutor(1, "write") as writer,
@@ -86,21 +91,42 @@ def compute_shards(
 class _BatchSizes:
     """How many images of a size make a batch, and what has been learnt of the memory."""
 
-    def __init__(self, model: ClassTokenViT, options: CamOptions, wanted: int | None) -> None:
-        self._model, self._options, self._wanted = model, options, wanted
-        self._learnt: int | None = None  # most pixels of a batch
+    def __init__(
+        self, model: ClassTokenViT, options: CamOptions, wanted: int | None, pace: Pace
+    ) -> None:
+        self._model, self._options, self._wanted, self._pace = model, options, wanted, pace
+        self._fits = cache(lambda size: most_images(model, size, options))
+        self._share = 1.0  # of the images that fit by the estimate
+        self._in_vain = 0  # single images without memory, one after the other
 
     def most(self, size: tuple[int, int]) -> int:
         """Most images of (width, height) in a batch; 0 where not even one fits."""
-        fits = most_images(self._model, size, self._options)
-        if fits and self._learnt is not None:
-            fits = min(fits, max(1, self._learnt // (size[0] * size[1])))
-        return min(fits, self._wanted or good_batch(self._model, size, self._options))
+        fits: int = self._fits(size)
+        wanted = self._wanted or good_batch(self._model, size, self._options)
+        return min(fits, wanted, max(1, int(fits * self._share)))
+
+    def fitted(self) -> None:
+        """A batch found its memory."""
+        self._in_vain = 0
 
     def too_many(self, images: int, size: tuple[int, int]) -> None:
-        """So many of that size were too many."""
-        half = images * size[0] * size[1] // 2
-        self._learnt = min(half, self._learnt or half)
+        """So many of that size found no memory.
+
+        Raises:
+            WsssError: there is none for several single images in a row.
+        """
+        self._pace.tell("out of memory", batch=images, size=size)
+        if images > 1:
+            self._share = min(self._share, images // 2 / self._fits(size))
+            return
+        self._in_vain += 1
+        if self._in_vain == _MOST_IN_VAIN:
+            raise WsssError(
+                f"Expected memory for an image of {size[0]}x{size[1]} pixels, found too little for "
+                f"{_MOST_IN_VAIN} images in a row.",
+                "Free the GPU or the machine from other work and run the same command again; what "
+                "is written stays.",
+            )
 
 
 _Launched = tuple[Batch[Pixels], BatchMaps | None]  # None: nothing to wait for
@@ -148,13 +174,14 @@ def _parts(
             raise
         maps = None
     if maps:
+        sizes.fitted()
         yield batch, maps
         return
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     sizes.too_many(len(batch.items), batch.size)
     if len(batch.items) == 1:
-        reason = f"{NO_CAM}not enough memory for {batch.size[0]}x{batch.size[1]} pixels"
+        reason = f"not enough memory for {batch.size[0]}x{batch.size[1]} pixels"
         yield Batch(batch.shard, batch.items, error=reason), None
         return
     for half in batch.halves():

@@ -1,5 +1,7 @@
 """From a PIL image to the network's input, as torchvision's ToTensor and Normalize do it."""
 
+from functools import cache
+
 import numpy as np
 import torch
 from PIL import Image
@@ -20,9 +22,19 @@ def to_tensor(images: list[Image.Image], config: ClassifierConfig) -> Tensor:
 
 def normalise(pixels: Tensor, config: ClassifierConfig) -> Tensor:
     """Normalised float32 [B, 3, H, W] of RGB pixels uint8 [B, H, W, 3], on their device."""
-    mean = torch.tensor(config.mean, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(config.std, device=pixels.device).view(3, 1, 1)
+    mean, std = _statistics(config.mean, config.std, pixels.device)
     return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+@cache
+def _statistics(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Both as [3, 1, 1]; made once, as making them on a GPU waits for it."""
+    return (
+        torch.tensor(mean, device=device).view(3, 1, 1),
+        torch.tensor(std, device=device).view(3, 1, 1),
+    )
 
 
 def resize(image: Image.Image, scale: float, least: int) -> Image.Image:

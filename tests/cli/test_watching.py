@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from wsssfast.cli import watching
 from wsssfast.pace import Pace
 
@@ -54,16 +52,33 @@ def test_two_runs_may_write_into_one_log(tmp_path):
     assert {"time", "host", "pid"} <= lines[0].keys() and lines[2]["images_per_second"] == 4.0
 
 
+def test_a_full_disk_or_a_closed_stderr_does_not_end_the_run(tmp_path, monkeypatch, capsys):
+    with watching.watching("export-cams", "/dev/full") as watch:
+        watch("begin", {})
+        watch("end", FACTS)
+    assert capsys.readouterr().err == (
+        "export-cams: no more is written to /dev/full: [Errno 28] No space left on device.\n"
+    )
+    monkeypatch.setattr("sys.stderr", None)
+    with watching.watching("export-cams", str(tmp_path / "log")) as watch:
+        watch("end", FACTS)
+    assert (tmp_path / "log").read_text().startswith('{"event": "end"')
+
+
 def test_the_rest_is_shared_among_the_workers(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("wsssfast.pace.time.perf_counter", lambda: now[0])
     told = []
-    pace = Pace(100, 2, lambda event, facts: told.append(facts))
+    pace = Pace(100, 40, 2, lambda event, facts: told.append(facts))
     pace.advance(20, before=True)
+    now[0] = 5.0
+    pace.advance(15)
+    assert told[1]["seconds_left"] == 5.0  # 60 to do, half of them by this one
     now[0] = 10.0
-    pace.advance(30, 1)
+    pace.advance(15, 1)
+    del told[1]
     assert (told[1]["images"], told[1]["failed"]) == (50, 1)
-    assert (told[1]["images_per_second"], told[1]["seconds_left"]) == (3.0, pytest.approx(3.3))
+    assert (told[1]["images_per_second"], told[1]["seconds_left"]) == (3.0, 0.0)
     with pace.waiting("write"):
         now[0] = 12.0
     pace.advance(30)  # more than its share

@@ -107,7 +107,7 @@ def test_resuming_skips_what_is_done_and_ends_with_the_same_bytes(data, tmp_path
     (cut / ".cams-00001-of-00004.h5.77.partial").write_bytes(b"half")
     summary = export_cams(model, data, cut, ALL, shard_size=1)
     assert (summary.skipped_shards, summary.written_shards) == (2, 2)
-    (cut / ".cams-00001-of-00004.h5.77.partial").unlink()
+    assert not (cut / ".cams-00001-of-00004.h5.77.partial").exists()
     assert bytes_of(cut) == bytes_of(whole)
 
 
@@ -243,7 +243,7 @@ def test_a_batch_that_finds_no_memory_is_tried_as_halves(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "batch_maps", hungry)
     summary = export_cams(tiny_model(), data, tmp_path / "out", ALL, batch_size=8)
     assert summary.failed == {} and summary.images == 12
-    assert tried[:4] == [8, 4, 2, 2]  # and learnt: no later plan has more than two
+    assert tried[:4] == [8, 4, 2, 2]
     export_cams(tiny_model(), data, tmp_path / "two", ALL, batch_size=2)
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "two")
 
@@ -259,8 +259,29 @@ def test_an_image_that_finds_no_memory_is_listed(data, tmp_path, monkeypatch, er
 
     monkeypatch.setattr(pipeline, "batch_maps", hungry)
     summary = export_cams(tiny_model(), data, tmp_path / "out", ALL)
-    assert summary.failed == {"im3": "no CAM: not enough memory for 64x24 pixels"}
+    assert summary.failed == {"im3": "not enough memory for 64x24 pixels"}
     assert summary.images == 3
+    monkeypatch.undo()
+    again = export_cams(tiny_model(), data, tmp_path / "out", ALL)  # there may be more by now
+    assert (again.written_shards, again.images, again.failed) == (1, 4, {})
+
+
+def test_where_no_memory_is_left_the_run_ends_and_marks_nothing_as_done(
+    data, tmp_path, monkeypatch
+):
+    def hungry(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(pipeline, "batch_maps", hungry)
+    with pytest.raises(WsssError, match="too little for 3 images in a row"):
+        export_cams(tiny_model(), data, tmp_path / "out", ALL)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".wsssfast.lock"]
+
+
+def test_more_shards_than_names_can_tell_apart_are_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("wsssfast.export.MOST_SHARDS", 3)
+    with pytest.raises(WsssError, match="at most 3 shards, found 4"):
+        export_cams(tiny_model(), data, tmp_path / "out", ALL, shard_size=1)
 
 
 def test_what_goes_wrong_in_the_network_is_not_taken_for_a_bad_image(data, tmp_path, monkeypatch):
@@ -364,6 +385,10 @@ def test_public_names_work_again_and_again(data):
     assert wsssfast.kernels.refine is not None
     with pytest.raises(WsssError, match="list of classes"):
         wsssfast.cams(tiny_model(), [random_image(20, 30)], ["dog"])
+    with pytest.raises(WsssError, match="without predict_above"):
+        wsssfast.cams(
+            tiny_model(), [random_image(20, 30)], [["dog"]], CamOptions(predict_above=0.5)
+        )
     with pytest.raises(WsssError, match="found 'original'"):
         wsssfast.cams(tiny_model(), [random_image(20, 30)], [["dog"]], stage="original")
     turned = Image.new("RGB", (40, 16))

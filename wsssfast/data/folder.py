@@ -61,15 +61,7 @@ def folder_images(root: Path, split: str | None) -> tuple[dict[str, Path], list[
     """
     require_folder(root, "a data folder")
     folder = require_folder(root / "images", "a data folder with images/")
-    images: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in EXTENSIONS:
-            if path.stem in images:
-                raise WsssError(
-                    f"Found {images[path.stem].name} and {path.name} in {folder}.",
-                    "Masks and results go by the name without extension: rename one.",
-                )
-            images[path.stem] = path
+    images = images_in(folder)
     wanted = list(images)
     if split is not None and split != "all":
         if not Path(split).is_file():
@@ -83,6 +75,24 @@ def folder_images(root: Path, split: str | None) -> tuple[dict[str, Path], list[
         if absent:
             raise WsssError(f"Expected an image in {folder} for {listing(absent)}, found none.")
     return images, wanted
+
+
+def images_in(folder: Path) -> dict[str, Path]:
+    """Every image file of a folder by its name without extension.
+
+    Raises:
+        WsssError: two of one name.
+    """
+    images: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in EXTENSIONS:
+            if path.stem in images:
+                raise WsssError(
+                    f"Found {images[path.stem].name} and {path.name} in {folder}.",
+                    "Masks and results go by the name without extension: rename one.",
+                )
+            images[path.stem] = path
+    return images
 
 
 def _class_names(root: Path, source: Path) -> tuple[str, ...]:

@@ -1,10 +1,13 @@
 """Decode one image or mask file, exactly as PIL does."""
 
+import os
+import struct
 import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from wsssfast.data.dataset import Item, Mask
@@ -15,6 +18,7 @@ from wsssfast.errors import BadFile
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _WIDTH, _HEIGHT = 0x0100, 0x0101  # TIFF tags
+_PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 _ORIENTATION = 0x0112  # EXIF tag; values 5-8 swap width and height
 
 
@@ -45,10 +49,28 @@ def rgb_size(path: Path) -> tuple[int, int]:
             width, height = image.size
             if isinstance(image, TiffImageFile):  # newer Pillow gives its turned size already
                 width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            if isinstance(image, PngImageFile) and not _metadata_behind_pixels(path):
+                exif = Image.Image.getexif(image)  # its own decodes the pixels to look behind them
+            else:
+                exif = image.getexif()
+            turned = exif.get(_ORIENTATION, 1) in (5, 6, 7, 8)
     except Exception as error:  # as above
         raise BadFile(_reason(error)) from error
     return (height, width) if turned else (width, height)
+
+
+def _metadata_behind_pixels(path: Path) -> bool:
+    """Whether a PNG has chunks behind its pixels that may hold an orientation."""
+    pixels = False
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if pixels and kind in _PNG_METADATA:
+                return True
+            pixels |= kind == b"IDAT"
+            file.seek(length + 4, os.SEEK_CUR)
+    return False
 
 
 def read_mask(path: Path) -> Mask:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wsssfast.data.dataset import Dataset, Item, read_ids, require_folder
-from wsssfast.data.folder import EXTENSIONS, folder_images
+from wsssfast.data.folder import folder_images, images_in
 from wsssfast.data.images import item_image, item_mask, item_size
 from wsssfast.data.synthetic import open_synthetic
 from wsssfast.data.voc import voc_images
@@ -36,15 +36,14 @@ def open_unlabelled(
         root, ids = voc_images(root, split)
         images = {i: root / "JPEGImages" / f"{i}.jpg" for i in ids}
     elif kind == "coco":
-        images = _coco_images(root, split)
+        images, ids = _coco_images(root, split)
     else:
         images, ids = folder_images(root, split)
-        images = {i: images[i] for i in ids}
     return Dataset(
         name=kind,
         split=split or "all",
         class_names=class_names,
-        items=tuple(Item(i, (), images[i]) for i in sorted(images)),
+        items=tuple(Item(i, (), images[i]) for i in sorted(ids)),
         image_size=item_size,
         load_image=item_image,
         load_mask=item_mask,
@@ -52,16 +51,16 @@ def open_unlabelled(
     )
 
 
-def _coco_images(root: Path, split: str | None) -> dict[str, Path]:
+def _coco_images(root: Path, split: str | None) -> tuple[dict[str, Path], list[str]]:
     if not split:
         raise WsssError("Expected the folder of the images.", "Name it with --split test2014.")
     name, _, listed = split.partition(":")
     folder = require_folder(root / name, f"the COCO images of split {name!r}")
-    images = {p.stem: p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS}
+    images = images_in(folder)
     if not listed:
-        return images
+        return images, list(images)
     ids = read_ids(Path(listed))
     absent = [i for i in ids if i not in images]
     if absent:
         raise WsssError(f"Expected an image in {folder} for {listing(absent)}, found none.")
-    return {i: images[i] for i in ids}
+    return images, ids

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from wsssfast.files import publish
 
 FORMAT_VERSION = 1  # readers read every version up to their own
 DEFAULT_SHARD_SIZE = 512
+MOST_SHARDS = 99_999  # that names of five digits can tell apart
 # kind -> how messages call it, and the command that makes it
 KINDS = {
     "cams": ("CAM shards", "wsssfast export-cams"),
@@ -149,7 +151,11 @@ def kind_of(folder: Path) -> str:
 
 def stored_bytes(folder: Path, kind: str) -> int:
     """Size of all shards of a kind and their sidecars."""
-    return sum(path.stat().st_size for path in folder.glob(f"{kind}-*-of-*"))
+    total = 0
+    for path in folder.glob(f"{kind}-*-of-*"):
+        with suppress(FileNotFoundError):  # another worker is redoing this shard
+            total += path.stat().st_size
+    return total
 
 
 def require_same_identity(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:

@@ -18,6 +18,7 @@ from wsssfast.files import output_folder
 NAME = ".wsssfast.lock"
 _DOOR = 1 << 40  # the byte of the worker that is coming in
 _HELD = (errno.EACCES, errno.EAGAIN)
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without them say
 
 
 class FolderLock:
@@ -67,6 +68,8 @@ class FolderLock:
         except OSError as error:
             if error.errno in _HELD:
                 return False
+            if error.errno not in _NO_LOCKS:
+                raise
             warnings.warn(
                 f"This file system has no locks ({error.strerror}); see to it that no other run "
                 "writes into the same folder.",

@@ -55,6 +55,7 @@ def done_shards(
     *,
     resume: bool = True,
     overwrite: bool = False,
+    alone: bool = True,
 ) -> dict[int, Sidecar]:
     """The shards of a locked folder that are done; it is emptied of shards where asked, or refused.
 
@@ -64,6 +65,7 @@ def done_shards(
         identity: of the shards to come.
         resume: whether a folder that holds shards of this identity is continued.
         overwrite: discard the shards of this kind in `out` first.
+        alone: whether no other worker is there; what killed runs left half written is removed.
 
     Returns:
         Number of each shard that is done -> its sidecar.
@@ -78,7 +80,10 @@ def done_shards(
             "Choose another --out.",
         )
     if overwrite:
-        for path in (*out.glob(f"{kind}-*-of-*"), *out.glob(f".{kind}-*.partial")):
+        for path in out.glob(f"{kind}-*-of-*"):
+            path.unlink()
+    if alone:
+        for path in out.glob(f".{kind}-*.partial"):
             path.unlink()
     if not resume:
         require_empty(out, besides=lock.NAME)

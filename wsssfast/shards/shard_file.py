@@ -82,7 +82,6 @@ def write_shard(
         OSError: the disk is full or not writable.
     """
     path = folder / f"{shard_stem(kind, index, count)}.h5"
-    path.with_suffix(".json").unlink(missing_ok=True)  # what it says is done no longer
     # HDF5 crashes when the disk is full as it closes a file: let it write to memory
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
@@ -96,6 +95,7 @@ def write_shard(
         file["label_offsets"] = ends([len(record.labels) for record in records])
         file["labels"] = np.array([c for r in records for c in r.labels], dtype=np.uint8)
         add(file, records)
+    path.with_suffix(".json").unlink(missing_ok=True)  # what it says is done no longer
     publish(path, lambda partial: partial.write_bytes(buffer.getbuffer()))
     sidecar = Sidecar(
         kind=kind,

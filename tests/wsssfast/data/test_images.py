@@ -190,3 +190,28 @@ def test_an_item_is_read_by_its_paths(tmp_path):
     assert item_size(item) == item_image(item).size == (9, 5)
     np.testing.assert_array_equal(item_mask(item), noise(5, 9))
     assert item_mask(Item("a", (), tmp_path / "a.png")) is None
+
+
+def test_the_size_of_a_png_is_read_without_its_pixels(tmp_path):
+    path = tmp_path / "a.png"
+    colours().save(path)
+    whole = path.read_bytes()
+    pixels = whole.index(b"IDAT")
+    path.write_bytes(whole[: pixels + 4] + bytes(len(whole) - pixels - 4))
+    assert rgb_size(path) == colours().size
+    with pytest.raises(BadFile):
+        read_rgb(path)
+
+
+def test_an_orientation_behind_the_pixels_of_a_png_counts(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    path = tmp_path / "a.png"
+    colours().save(path, exif=exif)
+    whole = path.read_bytes()
+    start = whole.index(b"eXIf") - 4
+    chunk = whole[start : start + 12 + int.from_bytes(whole[start : start + 4], "big")]
+    end = whole.index(b"IEND") - 4
+    path.write_bytes(whole[:start] + whole[start + len(chunk) : end] + chunk + whole[end:])
+    width, height = colours().size
+    assert width != height and rgb_size(path) == read_rgb(path).size == (height, width)
