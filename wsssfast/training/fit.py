@@ -124,23 +124,32 @@ def fit(
     loop = _Loop(task, options, out, run, workers, optimiser, progress, per_epoch, report)
     with interruption() as asked:
         try:
-            loop.run(range(progress.step, total), length, asked)
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
+            try:
+                loop.run(range(progress.step, total), length, asked)
+            finally:
+                loop.close()
+        except (RuntimeError, OSError, EOFError) as error:
+            if _loader_died(error):
+                raise WsssError(
+                    f"A loader process died: {error}.",
+                    "Often memory ran out: reduce --loader-workers, then run the same command "
+                    "again.",
+                    WORKER_FAILED,
+                ) from error
+            if not isinstance(error, OSError):
                 raise
-            raise WsssError(
-                f"A loader process died: {error}.",
-                "Often memory ran out: reduce --loader-workers, then run the same command again.",
-                WORKER_FAILED,
-            ) from error
-        except OSError as error:
             raise WsssError(
                 f"Expected room and the right to write in {out}: {error.strerror or error}.",
                 "Mend it and run the same command again: it goes on from the state saved last.",
             ) from error
-        finally:
-            loop.close()
     return progress
+
+
+def _loader_died(error: Exception) -> bool:
+    """Whether a loader process was killed: PyTorch's own error, or that of reading from one."""
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    return isinstance(error, (ConnectionError, EOFError))
 
 
 def require_sizes(length: int, options: Schedule, workers: Workers) -> None:
@@ -245,9 +254,11 @@ class _Loop:
 
     def close(self) -> None:
         """End the loader processes, which nothing else would, and the logs."""
-        getattr(self.batches, "_shutdown_workers", lambda: None)()
-        if self.logs:
-            self.logs.close()
+        try:
+            getattr(self.batches, "_shutdown_workers", lambda: None)()
+        finally:  # PyTorch interrupts even this when a loader process was killed
+            if self.logs:
+                self.logs.close()
 
     def _step(self) -> Tensor:
         """One optimiser step; returns its loss, still on the device."""

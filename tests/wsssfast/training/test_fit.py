@@ -232,6 +232,21 @@ def test_a_loader_process_that_dies_is_told_in_one_line(tmp_path):
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()]
+)
+def test_reading_from_a_dead_loader_process_is_not_taken_for_a_full_disk(
+    tmp_path, monkeypatch, error
+):
+    def broken(*args):
+        raise error
+
+    monkeypatch.setattr("wsssfast.training.fit._Loop.run", broken)
+    with pytest.raises(WsssError, match="A loader process died") as caught:
+        train(tmp_path, options(epochs=1))
+    assert caught.value.code == WORKER_FAILED
+
+
 def test_an_error_in_a_loader_process_is_one_line_and_leaves_none_behind(tmp_path):
     scenes = open_dataset("synthetic", split="train:30")
     seen = []
