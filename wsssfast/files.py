@@ -10,6 +10,8 @@ from secrets import token_hex
 
 from wsssfast.errors import WsssError
 
+_MEND = "Mend it and run the same command again."
+
 
 def output_folder(out: Path, what: str) -> None:
     """Make a folder for results where there is none.
@@ -67,8 +69,12 @@ def publish(path: Path, write: Callable[[Path], object], *, sync: bool = True) -
 
 
 @contextmanager
-def telling_no_room(out: Path) -> Iterator[None]:
+def telling_no_room(place: Path | str, remedy: str = _MEND) -> Iterator[None]:
     """Turn what the system says of a full disk or a missing right into one clear error.
+
+    Args:
+        place: what is written, as the error says it.
+        remedy: what to do about it.
 
     Raises:
         WsssError: whatever inside could not be written.
@@ -77,8 +83,8 @@ def telling_no_room(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise WsssError(
-            f"Expected room and the right to write {out}: {error.strerror or error}.",
-            "Mend it and run the same command again.",
+            f"Expected room and the right to write {place}: {error.strerror or error}.",
+            remedy,
         ) from error
 
 

@@ -33,7 +33,7 @@ def open_unlabelled(
     if root is None:
         raise WsssError(f"Expected the folder of the {kind} data set.", "Give it by --data-root.")
     if kind == "voc":
-        root, ids = voc_images(root, split)
+        root, ids, _ = voc_images(root, split)
         images = {i: root / "JPEGImages" / f"{i}.jpg" for i in ids}
     elif kind == "coco":
         images, ids = _coco_images(root, split)

@@ -34,14 +34,13 @@ def open_voc(root: Path, split: str | None = None, labels: Path | None = None) -
     Raises:
         WsssError: something is missing or does not fit.
     """
-    root, ids = voc_images(root, split)
+    root, ids, known = voc_images(root, split)
     images = root / "JPEGImages"
     if labels is None:
         beside = (root / "labels.json", root / "cls_labels.npy")
         if not (root / "Annotations").is_dir():
             labels = next((path for path in beside if path.is_file()), None)
     if labels is not None:
-        known = {path.stem for path in images.iterdir() if path.suffix == ".jpg"}
         found = match_labels(read_labels(labels, CLASS_NAMES), ids, known, labels)
     elif (root / "Annotations").is_dir():
         found = {i: _xml_labels(root / "Annotations" / f"{i}.xml") for i in ids}
@@ -69,8 +68,8 @@ def open_voc(root: Path, split: str | None = None, labels: Path | None = None) -
     )
 
 
-def voc_images(root: Path, split: str | None) -> tuple[Path, list[str]]:
-    """The folder that holds `JPEGImages`, and the sorted ids of a split, which all have an image.
+def voc_images(root: Path, split: str | None) -> tuple[Path, list[str], set[str]]:
+    """The folder that holds `JPEGImages`, the sorted ids of a split, and those of all images.
 
     Args:
         root: as `open_voc` takes it.
@@ -95,7 +94,7 @@ def voc_images(root: Path, split: str | None) -> tuple[Path, list[str]]:
             f"Expected an image of each id of split {split!r} in {images}, found none for "
             f"{listing(absent)}."
         )
-    return root, ids
+    return root, ids, known
 
 
 def _split_ids(root: Path, split: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wsssfast.errors import WsssError
-from wsssfast.files import require_empty
+from wsssfast.files import require_empty, telling_no_room
 from wsssfast.shards import lock
 from wsssfast.shards.format import (
     KINDS,
@@ -110,11 +110,6 @@ def telling_full_disk(out: Path, summary: ExportSummary) -> Iterator[None]:
     Raises:
         WsssError: whatever inside could not be written.
     """
-    try:
+    done = f"{summary.written_shards} shards of this run are complete"
+    with telling_no_room(f"in {out}", f"{done}; mend it and run the same command again."):
         yield
-    except OSError as error:
-        raise WsssError(
-            f"Expected room and the right to write in {out}: {error.strerror or error}.",
-            f"{summary.written_shards} shards of this run are complete; mend it and run the same "
-            "command again.",
-        ) from error
