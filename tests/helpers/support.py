@@ -65,6 +65,11 @@ def folder_dataset(root, sizes=((40, 32), (40, 32), (33, 47), (64, 24)), extensi
     return root
 
 
+def bytes_of(folder, pattern="*"):
+    """Content of each file of a folder by its name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob(pattern))}
+
+
 def run_with_little_room(most_bytes, words):
     """`wsssfast WORDS` where no file may grow beyond a size, in place of a full disk."""
     script = (

@@ -9,7 +9,7 @@ import torch
 from documented import IRN, NPY, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import folder_dataset, tiny_model
+from support import bytes_of, folder_dataset, tiny_model
 
 from wsssfast.cam_options import CamOptions
 from wsssfast.convert import from_npy, to_irn, to_npy
@@ -41,10 +41,6 @@ def shards(data, tmp_path):
 
 def as_psa_reads_it(path):
     return np.load(path, **{"allow_pickle": True}).item()  # our own file
-
-
-def bytes_of(folder, pattern):
-    return {path.name: path.read_bytes() for path in folder.glob(pattern)}
 
 
 def test_npy_is_what_psa_reads(shards, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import folder_dataset, random_image, run_with_little_room, tiny_model
+from support import bytes_of, folder_dataset, random_image, run_with_little_room, tiny_model
 
 from wsssfast.cam_options import CamOptions
 from wsssfast.compute import stage_grids
@@ -26,10 +26,6 @@ ALL = CamOptions(stages=STAGES, scales=(1.0, 0.75, 1.25))
 @pytest.fixture
 def data(tmp_path):
     return open_dataset("folder", folder_dataset(tmp_path / "data"))
-
-
-def bytes_of(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def test_shards_hold_the_cams_of_direct_computation(data, tmp_path):

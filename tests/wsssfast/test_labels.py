@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support import folder_dataset
+from support import bytes_of, folder_dataset
 
 from wsssfast.data import open_dataset
 from wsssfast.errors import WsssError
@@ -46,10 +46,6 @@ def cams(tmp_path):
     write_cams(tmp_path / "cams", 1, [2, 3])
     write_cams(tmp_path / "cams", 2, [4], {"im5": "truncated"})
     return CamShards(tmp_path / "cams")
-
-
-def bytes_of(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def by_hand(labels, maps, low, high):

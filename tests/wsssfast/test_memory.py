@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import folder_dataset, tiny_model
+from support import bytes_of, folder_dataset, tiny_model
 
 from wsssfast import memory, pipeline
 from wsssfast.cam_options import CamOptions
@@ -22,10 +22,6 @@ ALL = CamOptions(stages=STAGES, scales=(1.0, 0.75, 1.25))
 @pytest.fixture
 def data(tmp_path):
     return open_dataset("folder", folder_dataset(tmp_path / "data"))
-
-
-def bytes_of(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def needed_memory(width, height):
