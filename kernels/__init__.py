@@ -11,13 +11,18 @@ from wsssfast.kernels.api import (
 )
 from wsssfast.kernels.backend import Backend
 from wsssfast.kernels.capture import AttentionCapture, head_mean
+from wsssfast.kernels.crf import CrfBackend, Pairwise, choose_crf, dense_crf
 from wsssfast.kernels.reference import token_similarity
 
 __all__ = [
     "STAGES",
     "AttentionCapture",
     "Backend",
+    "CrfBackend",
+    "Pairwise",
     "Propagation",
+    "choose_crf",
+    "dense_crf",
     "full_size_cam",
     "head_mean",
     "propagate",

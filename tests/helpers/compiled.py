@@ -23,6 +23,7 @@ from triton.compiler import ASTSource
 
 from wsssfast.kernels import (
     attention_mean,
+    crf_triton,
     flash,
     given_mean,
     launch,
@@ -35,7 +36,17 @@ from wsssfast.kernels.backend import MOST_PATCHES
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block
 WIDTHS = (32, 64, 80, 128)
-_SIZES = ("ROWS", "COLUMNS", "CLASSES", "BLOCK")
+_SIZES = (
+    "ROWS",
+    "COLUMNS",
+    "CLASSES",
+    "BLOCK",
+    "PIECES",
+    "ENTRIES",
+    "VERTICES",
+    "PIXELS",
+    "OTHERS",
+)
 BITS = {"fp16": 16, "bf16": 16, "fp32": 32}
 _POINTERS = {
     "select": {"similarity_ptr": "fp32", "threshold_ptr": "i32", "cut_ptr": "i32"},
@@ -46,6 +57,13 @@ _POINTERS = {
     "given": {"attention_ptr": "", "c2p_ptr": "fp32", "p2p_ptr": "fp32"},
     "flash": {"query_ptr": "", "key_ptr": "", "value_ptr": "", "output_ptr": "",
               "lse_ptr": "fp32"},
+    "crf_splat": {"map_ptr": "fp32", "pixel_ptr": "i32", "weight_ptr": "fp32", "begin_ptr": "i32",
+                  "out_ptr": "fp32"},
+    "crf_join": {"piece_ptr": "fp32", "begin_ptr": "i32", "out_ptr": "fp32"},
+    "crf_blur": {"vertex_ptr": "fp32", "neighbour_ptr": "i32", "out_ptr": "fp32"},
+    "crf_slice": {"start_ptr": "fp32", "first_ptr": "fp32", "first_vertex_ptr": "i32",
+                  "first_weight_ptr": "fp32", "second_ptr": "fp32", "second_vertex_ptr": "i32",
+                  "second_weight_ptr": "fp32", "out_ptr": "fp32"},
 }  # fmt: skip
 
 
@@ -91,6 +109,25 @@ def launches(arch: int) -> Iterator[tuple[str, object, str, dict, dict]]:
                         for classes in (constants["CLASSES"], 16):  # `launch.tiles` for few
                             few = constants | flag | {"CLASSES": classes}
                             yield kernel, function, dtype, few, options
+
+
+def crf_launches(arch: int) -> Iterator[tuple[str, object, str, dict, dict]]:
+    """The same of the dense CRF's kernels, for 2, 3, 21 and 81 classes."""
+    for name in ("splat", "join", "blur", "slice"):
+        kernel, function = f"crf_{name}", getattr(crf_triton, f"crf_{name}_kernel")
+        for row in rows(kernel, arch, 32, 0):
+            constants = {k: v for k, v in row.items() if k.isupper()}
+            options = {k: row[k] for k in ("num_warps", "num_stages")}
+            for others in (1, 2, 32, 128) if name != "splat" else (1,):
+                changed = {}
+                if "COLUMNS" in constants:
+                    changed = {"COLUMNS": min(constants["COLUMNS"], others)}
+                elif name == "slice":
+                    few = crf_triton.pixels_of(constants["PIXELS"], others)
+                    changed = {"PIXELS": few, "OTHERS": others, "FIRST": 3, "SECOND": 6}
+                    changed["END"] = others == 2
+                if changed.get("COLUMNS", others) == others or others == 32:
+                    yield kernel, function, "fp32", constants | changed, options
 
 
 def rows(kernel: str, arch: int, bits: int, width: int) -> list[launch.Row]:
@@ -179,7 +216,7 @@ def main() -> int:
     found = []
     for arch in map(int, chosen.arch.split(",")):
         seen = set()
-        for kernel, function, dtype, constants, options in launches(arch):
+        for kernel, function, dtype, constants, options in (*launches(arch), *crf_launches(arch)):
             if (chosen.first and kernel in seen) or chosen.kernel not in ("", kernel):
                 continue
             seen.add(kernel)

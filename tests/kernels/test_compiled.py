@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[1] / "helpers" / "compiled.py"
-KERNELS = {"mean", "given", "flash", "select", "modulate", "propagate"}
+KERNELS = {"mean", "given", "flash", "select", "modulate", "propagate"} | {
+    f"crf_{step}" for step in ("splat", "join", "blur", "slice")
+}
 
 
 def compiled(*arguments):
