@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from wsssfast.cli.cam_options import cam_options
+from wsssfast.cli.network_options import network_options, open_data, predicted
 from wsssfast.cli.options import (
     FILE,
     config_option,
@@ -20,18 +21,7 @@ from wsssfast.cli.options import (
     write_json,
 )
 from wsssfast.cli.watching import log_option, watching
-from wsssfast.errors import WsssError
 from wsssfast.torchrun import own_cores
-
-_PREDICTED = Path("predicted")  # in place of a labels file
-
-
-def _batch_size(ctx: click.Context, param: click.Parameter, text: str) -> int | None:
-    if text == "auto":
-        return None
-    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
-        raise WsssError(f"Expected a batch size of at least 1, or auto, found {text[:40]!r}.")
-    return int(text)
 
 
 @click.command()
@@ -46,26 +36,7 @@ def _batch_size(ctx: click.Context, param: click.Parameter, text: str) -> int | 
 )
 @cam_options
 @device_option
-@click.option(
-    "--predict-above",
-    default=0.5,
-    show_default=True,
-    help="With --labels predicted: the classifier's score above which a class is present.",
-)
-@click.option(
-    "--batch-size",
-    metavar="N|auto",
-    default="auto",
-    show_default=True,
-    callback=_batch_size,
-    help="Most images a forward pass; auto takes what is fast and fits.",
-)
-@click.option(
-    "--decode-workers",
-    type=click.IntRange(1),
-    help="Threads that decode images.  [default: a worker's share of the cores, at most 16]",
-)
-@click.option("--shard-size", default=512, show_default=True, help="Images a shard.")
+@network_options
 @worker_option
 @resume_options
 @log_option
@@ -106,22 +77,16 @@ def export_cams(
           --data-root coco --checkpoint classifier.safetensors --out cams
     """  # fmt: skip
     from wsssfast.cam_options import CamOptions
-    from wsssfast.data import open_dataset
-    from wsssfast.data.unlabelled import open_unlabelled
     from wsssfast.export import export_cams as export
     from wsssfast.models.checkpoint import load_model
     from wsssfast.training.workers import own_device
 
-    predicted = labels == _PREDICTED
     stages = tuple(part.strip() for part in stage.split(",") if part.strip())
     options = CamOptions(
-        stages=stages, predict_above=predict_above if predicted else None, **method
+        stages=stages, predict_above=predict_above if predicted(labels) else None, **method
     )
     model = load_model(checkpoint)
-    if predicted:
-        dataset = open_unlabelled(kind, root, split, model.config.class_names)
-    else:
-        dataset = open_dataset(kind, root, split, labels)
+    dataset = open_data(kind, root, split, labels, model.config.class_names)
     model.to(own_device(pick_device(device)))
     with watching("export-cams", log) as watch:
         summary = export(
@@ -139,7 +104,7 @@ def export_cams(
             f"{summary.bytes / max(1, summary.images):.0f} bytes an image."
         )
         source = f"its image-level labels ({dataset.label_source})"
-        if predicted:
+        if predicted(labels):
             source = f"what the classifier gives a score above {predict_above:g}"
         click.echo(f"Classes of each image: {source}.")
     finish(summary.failed)

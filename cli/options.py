@@ -34,8 +34,8 @@ def dataset_options(command: F) -> F:
 
 
 _LISTS = (  # options of text with commas, which a TOML file may give as a list
-    "scales", "stage", "ratios", "alphas", "layers", "background", "what", "sizes", "batches",
-    "precisions", "batch_size",
+    "scales", "stage", "ratios", "alphas", "layers", "background", "background_exponent", "what",
+    "sizes", "batches", "precisions", "batch_size",
 )  # fmt: skip
 
 

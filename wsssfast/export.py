@@ -1,9 +1,5 @@
 """`export-cams`: run a classifier over a data set and leave CAM shards, resumably."""
 
-import hashlib
-import threading
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +11,11 @@ from wsssfast.kernels.backend import for_device
 from wsssfast.memory import most_images
 from wsssfast.models.checkpoint import weights_hash
 from wsssfast.models.classifier import ClassTokenViT
-from wsssfast.pace import Pace, Watch
+from wsssfast.pace import Watch
 from wsssfast.pipeline import NO_CAM, ShardWork, compute_shards
-from wsssfast.shards.format import (
-    DEFAULT_SHARD_SIZE,
-    MOST_SHARDS,
-    Sidecar,
-    canonical,
-    stored_bytes,
-)
-from wsssfast.shards.lock import folder_lock
-from wsssfast.shards.resume import (
-    ExportSummary,
-    done_shard,
-    done_shards,
-    telling_full_disk,
-)
+from wsssfast.shards.format import DEFAULT_SHARD_SIZE, MOST_SHARDS, Sidecar
+from wsssfast.shards.resume import ExportSummary
+from wsssfast.shards.run import shard_run
 from wsssfast.shards.writer import write_cam_shard
 from wsssfast.versions import versions
 
@@ -52,9 +37,7 @@ def export_cams(
     """Export the CAMs of a data set.
 
     Shards are `shard_size` images each of the sorted id list. A shard that is done is skipped, and
-    redone only if an image that it lists as unreadable can be read by now. Of several workers each
-    begins with shards of its own, every n-th, and goes on with those that no other has begun: a
-    slow or dead worker's are done by the others, or by the next run.
+    redone only if an image that it lists as unreadable can be read by now.
 
     Args:
         model: in evaluation mode, on the device to use.
@@ -77,69 +60,51 @@ def export_cams(
     require_stages(model, options.stages)
     if min(shard_size, 1 if batch_size is None else batch_size, decode_workers) < 1:
         raise WsssError("Expected a shard size, batch size and number of workers of at least 1.")
-    rank, workers = worker
-    if not 0 <= rank < workers:
-        raise WsssError(f"Expected a worker i/n with 0 <= i < n, found {rank}/{workers}.")
-    if workers > 1 and (overwrite or not resume):
-        raise WsssError("Expected --resume and no --overwrite of several workers in one folder.")
     who = identity(
         dataset.class_names, weights_hash(model), options, dataset.fingerprint, shard_size
     )
+    shards = shards_of(dataset, shard_size)
+    depth = len(model.blocks)
+    config = cam_config(model, dataset, options, shard_size)
+    packages = versions("numpy", "h5py")
+    begin = {
+        "batch_size": batch_size or "auto", "decode_workers": decode_workers,
+        "device": str(next(model.parameters()).device), "config": config, "versions": packages,
+    }  # fmt: skip
+    with shard_run(
+        out, "cams", who, {n: len(items) for n, items in enumerate(shards)}, len(shards),
+        resume=resume, overwrite=overwrite, worker=worker, watch=watch, begin=begin,
+    ) as run:  # fmt: skip
+
+        def current(index: int, finished: Sidecar) -> bool:
+            return not now_usable(model, dataset, options, finished)
+
+        def write(work: ShardWork) -> None:
+            run.write(work.index, lambda: write_cam_shard(
+                out, work.index, len(shards), work.records, failed=work.failed, identity=who,
+                epsilons={s: options.epsilon(s, depth) for s in options.stages},
+                config=config, versions=packages,
+            ))  # fmt: skip
+
+        compute_shards(
+            model, dataset, ((n, shards[n]) for n in run.to_do(current)), options, write,
+            batch_size=batch_size, decode_workers=decode_workers, pace=run.pace,
+        )  # fmt: skip
+    return run.summary
+
+
+def shards_of(dataset: Dataset, shard_size: int) -> list[tuple[Item, ...]]:
+    """The items of each shard: so many each of the sorted id list.
+
+    Raises:
+        WsssError: there would be too many.
+    """
     count = -(-len(dataset) // shard_size)
     if count > MOST_SHARDS:
         raise WsssError(
             f"Expected at most {MOST_SHARDS} shards, found {count}.", "Give a larger --shard-size."
         )
-    depth = len(model.blocks)
-    config = _config(model, dataset, options, shard_size)
-    packages = versions("numpy", "h5py")
-    summary, counting = ExportSummary(), threading.Lock()
-    purpose = hashlib.sha256(canonical(who).encode()).hexdigest() if workers > 1 else ""
-    with folder_lock(out, purpose) as lock:
-        done = done_shards(out, "cams", who, resume=resume, overwrite=overwrite, alone=workers == 1)
-        before = sum(len(sidecar.ids) + len(sidecar.failed) for sidecar in done.values())
-        pace = Pace(len(dataset), before, workers, watch)
-
-        def to_do() -> Iterator[tuple[int, tuple[Item, ...]]]:
-            for index in sorted(range(count), key=lambda n: (n % workers != rank, n)):
-                if not lock.claim(index):
-                    continue
-                items = dataset.items[index * shard_size : (index + 1) * shard_size]
-                finished = done_shard(out, "cams", index, count)
-                if finished and not _now_usable(model, dataset, options, finished):
-                    with counting:
-                        summary.add(finished, written=False)
-                    pace.advance(len(items), len(finished.failed), before=True)
-                    lock.release(index)
-                else:
-                    yield index, items
-
-        def write(work: ShardWork) -> None:
-            with telling_full_disk(out, summary):
-                finished = write_cam_shard(
-                    out, work.index, count, work.records, failed=work.failed, identity=who,
-                    epsilons={s: options.epsilon(s, depth) for s in options.stages},
-                    config=config, versions=packages,
-                )  # fmt: skip
-            lock.release(work.index)
-            with counting:
-                summary.add(finished, written=True)
-            pace.tell("shard", index=work.index, unusable=work.failed)
-
-        pace.tell(
-            "begin", worker=f"{rank}/{workers}", shards=count, batch_size=batch_size or "auto",
-            decode_workers=decode_workers, device=str(next(model.parameters()).device),
-            config=config, versions=packages,
-        )  # fmt: skip
-        compute_shards(
-            model, dataset, to_do(), options, write,
-            batch_size=batch_size, decode_workers=decode_workers, pace=pace,
-        )  # fmt: skip
-    summary.others_shards = count - summary.written_shards - summary.skipped_shards
-    summary.bytes = stored_bytes(out, "cams")
-    shards = {k: v for k, v in asdict(summary).items() if k not in ("images", "failed")}
-    pace.tell("end", **shards)
-    return summary
+    return [dataset.items[n * shard_size : (n + 1) * shard_size] for n in range(count)]
 
 
 def require_classes(model: ClassTokenViT, dataset: Dataset) -> None:
@@ -160,7 +125,7 @@ def require_classes(model: ClassTokenViT, dataset: Dataset) -> None:
         )
 
 
-def _now_usable(
+def now_usable(
     model: ClassTokenViT, dataset: Dataset, options: CamOptions, finished: Sidecar
 ) -> bool:
     """Whether any image that could not be used for a shard can be by now."""
@@ -177,7 +142,7 @@ def _now_usable(
     return False
 
 
-def _config(
+def cam_config(
     model: ClassTokenViT, dataset: Dataset, options: CamOptions, shard_size: int
 ) -> dict[str, Any]:
     """Resolved options, as stored beside the numbers."""

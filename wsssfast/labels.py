@@ -1,72 +1,45 @@
-"""`export-labels`: masks from CAM shards into label shards, resumably."""
+"""`export-labels`: pseudo-labels into label shards, resumably, from CAM shards or from images."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
 
-from wsssfast.errors import WsssError
-from wsssfast.shards.format import FORMAT_VERSION, Sidecar, stored_bytes
+from wsssfast.cam_options import CamOptions, identity
+from wsssfast.compute import require_stages
+from wsssfast.data.dataset import Dataset
+from wsssfast.errors import BadFile, WsssError
+from wsssfast.export import cam_config, now_usable, require_classes, shards_of
+from wsssfast.kernels import CrfBackend, choose_crf
+from wsssfast.label_maker import LabelMaker, MakeAll, Maps, label_maker, label_makers
+from wsssfast.label_options import LabelOptions, label_identity
+from wsssfast.models.checkpoint import weights_hash
+from wsssfast.models.classifier import ClassTokenViT
+from wsssfast.pace import Watch
+from wsssfast.pipeline import ShardWork, compute_shards
+from wsssfast.pseudo_labels import NOT_FINITE
+from wsssfast.shards.format import DEFAULT_SHARD_SIZE, Sidecar
 from wsssfast.shards.label_shards import LabelRecord, write_label_shard
-from wsssfast.shards.lock import folder_lock
 from wsssfast.shards.reader import CamShards
-from wsssfast.shards.resume import ExportSummary, done_shards, telling_full_disk
+from wsssfast.shards.resume import ExportSummary
+from wsssfast.shards.run import ShardRun, shard_run
+from wsssfast.shards.writer import CamRecord, as_stored
 from wsssfast.versions import versions
 
 _OF = "cams_sha256"  # key of a label shard's config: the file that it was made from
-
-
-@dataclass(frozen=True)
-class LabelOptions:
-    """How masks are made from CAMs; every field changes the numbers.
-
-    Attributes:
-        stage: of the CAM shards.
-        background: one background score, or two, low < high, between which a pixel is ignored; as
-            `wsssfast.threshold.threshold` takes them.
-        refine: what is done to the CAM before; nothing yet.
-    """
-
-    stage: str
-    background: tuple[float, ...]
-    refine: Literal["none"] = "none"
-
-    def __post_init__(self) -> None:
-        ascending = all(a < b for a, b in zip(self.background, self.background[1:], strict=False))
-        if (
-            len(self.background) not in (1, 2)
-            or not all(0 <= score <= 1 for score in self.background)
-            or not ascending
-        ):
-            raise WsssError(
-                "Expected one background threshold in [0, 1], or two, the lower first, found "
-                f"{','.join(f'{score:g}' for score in self.background) or 'none'}."
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field as plain JSON types."""
-        return {**vars(self), "background": list(self.background)}
-
-
-def label_identity(shards: CamShards, options: LabelOptions) -> dict[str, Any]:
-    """Configuration identity of label shards: their options and, as cams.*, that of the CAMs."""
-    cams = {key: value for key, value in shards.identity.items() if key != "class_names"}
-    return {
-        "format_version": FORMAT_VERSION,
-        "class_names": list(shards.class_names),
-        **options.to_json(),
-        **{f"cams.{key}": value for key, value in cams.items()},
-    }
 
 
 def export_labels(
     shards: CamShards,
     out: Path,
     options: LabelOptions,
+    dataset: Dataset | None = None,
     *,
+    device: str = "cpu",
+    backend: CrfBackend = "auto",
+    crf_workers: int = 1,
     resume: bool = True,
     overwrite: bool = False,
-    progress: Callable[[int], None] = lambda images: None,
+    worker: tuple[int, int] = (0, 1),
+    watch: Watch = lambda event, facts: None,
 ) -> ExportSummary:
     """Make a label shard of each CAM shard: the same images, number and count.
 
@@ -76,44 +49,214 @@ def export_labels(
         shards: the CAMs; those of their shards that are missing are left out.
         out: folder of the label shards; made where absent.
         options: how masks are made.
+        dataset: that the CAMs were made from, where a CRF finds the images.
+        device: where a CRF runs.
+        backend: of the CRF.
+        crf_workers: processes that refine, on a CPU.
         resume: whether a folder that holds shards of this configuration is continued.
-        overwrite: discard the label shards in `out` first.
-        progress: called with a number of images each time some are finished.
+        overwrite: discard the label shards in `out` first; not with several workers.
+        worker: (i, n), this is the i-th of n that share the folder, from 0.
+        watch: told of what happens, as `Pace` tells: "begin", "images", "shard" and "end".
 
     Returns:
-        What was done; `failed` are the images that have no CAM.
+        What was done; `failed` are the images that have no CAM, or whose file cannot be read.
 
     Raises:
-        WsssError: an unknown stage, `out` holds another configuration, a damaged CAM shard, or the
-            disk is full.
+        WsssError: an unknown stage, another data set, `out` holds another configuration, a damaged
+            CAM shard, the disk is full, or a process died.
     """
     shards.require_stage(options.stage)
-    identity = label_identity(shards, options)
-    summary = ExportSummary()
-    with folder_lock(out):
-        done = done_shards(out, "labels", identity, resume=resume, overwrite=overwrite)
-        for index, source in shards.sidecars.items():
-            finished = done.get(index)
-            if finished and _belongs(finished, source):
-                summary.add(finished, written=False)
-                progress(len(finished.ids))
-                continue
-            records = []
-            for image_id in source.ids:
-                mask = shards.mask(image_id, options.background, options.stage)
-                records.append(LabelRecord.of(image_id, shards.labels(image_id).tolist(), mask))
-                progress(1)
-            with telling_full_disk(out, summary):
-                finished = write_label_shard(
-                    out, index, source.count, records, failed=source.failed, identity=identity,
-                    config={**options.to_json(), "cams": source.config, _OF: source.file_sha256},
-                    versions=versions("numpy", "h5py"),
-                )  # fmt: skip
-            summary.add(finished, written=True)
-    summary.bytes = stored_bytes(out, "labels")
-    return summary
+    if options.refine == "crf":
+        _require_images(shards, dataset)
+    maker = label_maker(options, dataset, device, backend, crf_workers)
+    who = label_identity(shards.identity, options)
+    sizes = {n: len(s.ids) + len(s.failed) for n, s in shards.sidecars.items()}
+    count = next(iter(shards.sidecars.values())).count
+    with (
+        shard_run(
+            out, "labels", who, sizes, count, resume=resume, overwrite=overwrite, worker=worker,
+            watch=watch, begin=_begin(maker, crf_workers),
+        ) as run,
+        label_makers(maker, crf_workers) as make,
+    ):  # fmt: skip
+
+        def current(index: int, finished: Sidecar) -> bool:
+            source = shards.sidecars[index]
+            own = [i for i, reason in finished.failed.items()
+                   if i not in source.failed and reason != NOT_FINITE]  # fmt: skip
+            mended = (_readable(maker, maps) for maps in _stored_maps(shards, own, options.stage))
+            return _belongs(finished, source) and not any(mended)
+
+        for index in run.to_do(current):
+            source = shards.sidecars[index]
+            records, failed = _records(make, _stored_maps(shards, source.ids, options.stage), run)
+            run.pace.advance(len(source.failed), len(source.failed))
+            config = {**options.to_json(), "cams": source.config, _OF: source.file_sha256}
+            _write(run, out, index, count, records, source.failed | failed, who, config)
+    return run.summary
+
+
+def export_labels_of_images(
+    model: ClassTokenViT,
+    dataset: Dataset,
+    out: Path,
+    cam_options: CamOptions,
+    options: LabelOptions,
+    *,
+    backend: CrfBackend = "auto",
+    crf_workers: int = 1,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    batch_size: int | None = None,
+    decode_workers: int = 2,
+    resume: bool = True,
+    overwrite: bool = False,
+    worker: tuple[int, int] = (0, 1),
+    watch: Watch = lambda event, facts: None,
+) -> ExportSummary:
+    """From images to label shards; CAMs are never stored.
+
+    The masks are those that `export_cams` and then `export_labels` give, with the same identity.
+
+    Args:
+        model: in evaluation mode, on the device that computes CAMs and CRF.
+        dataset: what to export.
+        out: folder of the label shards; made where absent.
+        cam_options: how CAMs are computed; their one stage is that of `options`.
+        options: how masks are made.
+        backend: of the CRF.
+        crf_workers: processes that refine, on a CPU; meanwhile the network pauses.
+        shard_size: images a shard.
+        batch_size: as of `export_cams`.
+        decode_workers: decoding threads.
+        resume: whether a folder that holds shards of this configuration is continued.
+        overwrite: discard the label shards in `out` first; not with several workers.
+        worker: (i, n), this is the i-th of n that share the folder, from 0.
+        watch: told of what happens, as `Pace` tells: "begin", "images", "shard" and "end".
+
+    Raises:
+        WsssError: as of `export_cams` and `export_labels`.
+    """
+    require_classes(model, dataset)
+    require_stages(model, cam_options.stages)
+    if cam_options.stages != (options.stage,):
+        raise WsssError(f"Expected the one stage {options.stage}, found {cam_options.stages}.")
+    cams = identity(
+        dataset.class_names, weights_hash(model), cam_options, dataset.fingerprint, shard_size
+    )
+    who = label_identity(cams, options)
+    shards = shards_of(dataset, shard_size)
+    device = next(model.parameters()).device
+    maker = label_maker(options, dataset, str(device), backend, crf_workers)
+    epsilon = cam_options.epsilon(options.stage, len(model.blocks))
+    config = {
+        **options.to_json(), "cams": cam_config(model, dataset, cam_options, shard_size),
+    }  # fmt: skip
+    with (
+        shard_run(
+            out, "labels", who, {n: len(items) for n, items in enumerate(shards)}, len(shards),
+            resume=resume, overwrite=overwrite, worker=worker, watch=watch,
+            begin=_begin(maker, crf_workers),
+        ) as run,
+        label_makers(maker, crf_workers) as make,
+    ):  # fmt: skip
+
+        def current(index: int, finished: Sidecar) -> bool:
+            return not now_usable(model, dataset, cam_options, finished)
+
+        def refine(work: ShardWork) -> None:
+            maps = (_as_maps(record, options.stage, epsilon) for record in work.records)
+            records, failed = _records(make, maps)
+            _write(run, out, work.index, len(shards), records, work.failed | failed, who, config)
+
+        compute_shards(
+            model, dataset, ((n, shards[n]) for n in run.to_do(current)), cam_options, refine,
+            batch_size=batch_size, decode_workers=decode_workers, pace=run.pace,
+            overlap=device.type == "cuda",
+        )  # fmt: skip
+    return run.summary
+
+
+def _require_images(shards: CamShards, dataset: Dataset | None) -> None:
+    """Refuse a data set that the CAMs were not made from.
+
+    Raises:
+        WsssError: none, or another.
+    """
+    config = next(iter(shards.sidecars.values())).config
+    made = f"the {config.get('dataset', '?')} data set, split {config.get('split', '?')}"
+    if dataset is None:
+        raise WsssError(
+            f"Expected the images that the CAMs in {shards.folder} were made from ({made}), found "
+            "no data set.",
+            "Give --dataset, --data-root and --split as for export-cams.",
+        )
+    if dataset.fingerprint != shards.identity.get("dataset"):
+        raise WsssError(
+            f"Expected the data set that the CAMs in {shards.folder} were made from ({made}), "
+            f"found other images or labels (the {dataset.name} data set, split {dataset.split}).",
+            "Give --dataset, --data-root, --split and --labels as for export-cams.",
+        )
+
+
+def _begin(maker: LabelMaker, crf_workers: int) -> dict[str, object]:
+    crf = maker.options.refine == "crf"
+    return {
+        "device": maker.device,
+        "crf_backend": choose_crf(maker.backend, maker.device) if crf else None,
+        "crf_workers": crf_workers,
+        "config": maker.options.to_json(),
+        "versions": versions("numpy", "h5py"),
+    }
+
+
+def _stored_maps(shards: CamShards, ids: Iterable[str], stage: str) -> Iterator[Maps]:
+    """Maps of images, those of equal sizes together, so that their lattices are made once."""
+    for image_id in sorted(ids, key=shards.image_size):
+        labels, size, grids, epsilon = shards.grids(image_id, stage)
+        yield Maps(image_id, size, tuple(labels.tolist()), grids, epsilon)
+
+
+def _readable(maker: LabelMaker, maps: Maps) -> bool:
+    """Whether an image that could not be refined can be by now."""
+    try:
+        maker.image(maps)
+    except BadFile:
+        return False
+    return True
+
+
+def _as_maps(record: CamRecord, stage: str, epsilon: float) -> Maps:
+    grids = [as_stored(grid) for grid in record.grids[stage]]
+    return Maps(record.id, record.image_size, record.labels, grids, epsilon)
+
+
+def _records(
+    make: MakeAll, maps: Iterable[Maps], run: ShardRun | None = None
+) -> tuple[list[LabelRecord], dict[str, str]]:
+    """Records sorted by id, and why others have none; a run is told of each."""
+    records: list[LabelRecord] = []
+    failed: dict[str, str] = {}
+    for image_id, made in make(maps):
+        if isinstance(made, str):
+            failed[image_id] = made
+        else:
+            records.append(made)
+        if run:
+            run.pace.advance(1, isinstance(made, str))
+    return sorted(records, key=lambda record: record.id), failed
+
+
+def _write(
+    run: ShardRun, out: Path, index: int, count: int, records: list[LabelRecord],
+    failed: dict[str, str], who: dict[str, object], config: dict[str, object],
+) -> None:  # fmt: skip
+    run.write(index, lambda: write_label_shard(
+        out, index, count, records, failed=failed, identity=who, config=config,
+        versions=versions("numpy", "h5py"),
+    ))  # fmt: skip
 
 
 def _belongs(labels: Sidecar, cams: Sidecar) -> bool:
     """Whether a label shard was made from a CAM shard as it is now."""
-    return (labels.config.get(_OF), labels.failed) == (cams.file_sha256, cams.failed)
+    same_file = labels.config.get(_OF) == cams.file_sha256
+    return same_file and cams.failed.items() <= labels.failed.items()

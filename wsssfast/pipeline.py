@@ -50,6 +50,7 @@ def compute_shards(
     batch_size: int | None,
     decode_workers: int,
     pace: Pace,
+    overlap: bool = True,
 ) -> None:
     """Compute the CAMs of shards and hand each complete one to `write`, in another thread.
 
@@ -65,6 +66,7 @@ def compute_shards(
         batch_size: most images in a forward pass; None chooses by size, model and device.
         decode_workers: decoding threads.
         pace: told of images that are finished and of waiting.
+        overlap: whether the next shard is computed while `write` is at work.
 
     Raises:
         WsssError: there is no memory even for single images; or what `write` raises.
@@ -83,6 +85,9 @@ def compute_shards(
                 with pace.waiting("write"):
                     writing.result()
             writing = writer.submit(write, work)
+            if not overlap:
+                with pace.waiting("write"):
+                    writing.result()
         if writing:
             with pace.waiting("write"):
                 writing.result()

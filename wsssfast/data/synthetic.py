@@ -50,8 +50,8 @@ def open_synthetic(split: str | None = None) -> Dataset:
         class_names=CLASS_NAMES,
         items=items,
         image_size=_size,
-        load_image=lambda item: Image.fromarray(_of(item)[0]),
-        load_mask=lambda item: _of(item)[1],
+        load_image=_image,
+        load_mask=_mask,
         label_source="embedded",
     )
 
@@ -139,6 +139,14 @@ def _cached(split: str, index: int) -> tuple[NDArray[np.uint8], Mask]:
 def _of(item: Item) -> tuple[NDArray[np.uint8], Mask]:
     split, _, index = item.id.rpartition("_")
     return _cached(split, int(index))
+
+
+def _image(item: Item) -> Image.Image:
+    return Image.fromarray(_of(item)[0])
+
+
+def _mask(item: Item) -> Mask:
+    return _of(item)[1]
 
 
 def _size(item: Item) -> tuple[int, int]:

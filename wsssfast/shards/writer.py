@@ -56,6 +56,12 @@ def quantise(values: Grid) -> tuple[NDArray[np.uint16], np.float32]:
     return np.minimum(steps, _LEVELS).astype(np.uint16), step
 
 
+def as_stored(maps: Grid) -> Grid:
+    """Maps float32 [K, h, w] as a reader of the shard gets them back."""
+    stored = [quantise(one) for one in maps]
+    return np.stack([steps * size for steps, size in stored]) if stored else maps
+
+
 def write_cam_shard(
     folder: Path,
     index: int,

@@ -1,0 +1,103 @@
+"""What makes a pseudo-label out of a CAM, and the identity of label shards."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from wsssfast.errors import WsssError
+from wsssfast.kernels import Pairwise
+from wsssfast.shards.format import FORMAT_VERSION
+
+LABEL_CRF = Pairwise()
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """How masks are made from CAMs; every field changes the numbers.
+
+    One background setting decides between background and class. Of two, a pixel is a class where
+    the one with more background says so, background where the one with less does, and is ignored
+    between (IRN with scores, PSA and MCTformer with exponents).
+
+    Attributes:
+        stage: of the CAM shards.
+        background: background scores in [0, 1], one or two ascending; none where there are
+            exponents.
+        background_exponent: exponents a > 0 of a background of (1 - the largest score)^a, one or
+            two ascending; a larger one makes less background.
+        refine: what is done before the decision: nothing, or a dense CRF over the image.
+        crf: constants of the CRF.
+        certainty: the CRF starts not from the scores but from the mask that they make without it,
+            which is right with this probability (IRN: 0.7).
+    """
+
+    stage: str
+    background: tuple[float, ...] = ()
+    background_exponent: tuple[float, ...] = ()
+    refine: Literal["none", "crf"] = "none"
+    crf: Pairwise = LABEL_CRF
+    certainty: float | None = None
+
+    def __post_init__(self) -> None:
+        scores, exponents = self.background, self.background_exponent
+        if bool(scores) == bool(exponents):
+            raise WsssError(
+                "Expected one background threshold in [0, 1], or two, or else exponents, found "
+                f"{'both' if scores else 'none'}.",
+                "Give --background or --background-exponent; `wsssfast evaluate cams` tells the "
+                "best threshold of each stage.",
+            )
+        if scores and not (_one_or_two(scores) and all(0 <= score <= 1 for score in scores)):
+            raise WsssError(
+                "Expected one background threshold in [0, 1], or two, the lower first, found "
+                f"{_listed(scores)}."
+            )
+        if exponents and not (_one_or_two(exponents) and all(0 < a <= 1000 for a in exponents)):
+            raise WsssError(
+                "Expected one background exponent above 0, or two, the lower first, found "
+                f"{_listed(exponents)}."
+            )
+        if self.certainty is not None and not 0.5 <= self.certainty < 1:
+            raise WsssError(f"Expected a certainty from 0.5 to below 1, found {self.certainty:g}.")
+
+    @property
+    def settings(self) -> int:
+        """How many background settings there are: 1 or 2."""
+        return len(self.background or self.background_exponent)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field that takes part, as plain JSON types."""
+        told: dict[str, Any] = {"stage": self.stage}
+        if self.background:
+            told["background"] = list(self.background)
+        else:
+            told["background_exponent"] = list(self.background_exponent)
+        told["refine"] = self.refine
+        if self.refine == "crf":
+            told |= {f"crf_{key}": value for key, value in asdict(self.crf).items()}
+            if self.certainty is not None:
+                told["certainty"] = self.certainty
+        return told
+
+
+def _one_or_two(values: tuple[float, ...]) -> bool:
+    return len(values) in (1, 2) and values[0] < (*values, float("inf"))[1]
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
+def label_identity(cams: dict[str, Any], options: LabelOptions) -> dict[str, Any]:
+    """Configuration identity of label shards: their options and, as cams.*, that of the CAMs.
+
+    Args:
+        cams: identity of the CAM shards, or of those that there would be.
+        options: how masks are made.
+    """
+    kept = {key: value for key, value in cams.items() if key != "class_names"}
+    return {
+        "format_version": FORMAT_VERSION,
+        "class_names": cams["class_names"],
+        **options.to_json(),
+        **{f"cams.{key}": value for key, value in kept.items()},
+    }
