@@ -1,5 +1,6 @@
 """The `wsssfast` command: subcommands are imported when they are used, so help is instant."""
 
+import os
 import signal
 import sys
 from importlib import import_module
@@ -61,6 +62,8 @@ def _interrupt(number: int, frame: object) -> None:
 def run() -> None:
     """Entry point: one line on stderr and an exit code for everything a user can mend."""
     signal.signal(signal.SIGTERM, _interrupt)
+    # oneDNN keeps code for 1024 shapes: over the sizes of a data set, memory would grow by 30 %.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     try:
         main(prog_name="wsssfast", standalone_mode=False)
     except WsssError as error:

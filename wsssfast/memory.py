@@ -1,5 +1,6 @@
 """How much memory there is, how many images of a size fit a forward pass, and running out of it."""
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -95,6 +96,13 @@ def good_batch(model: ClassTokenViT, size: tuple[int, int], options: CamOptions)
         return _MOST_CUDA
     patches = patches_of(model, size, max(options.scales)) * (2 if options.flip else 1)
     return max(1, _PATCHES_CPU // patches)
+
+
+def give_back() -> None:
+    """Return freed memory to the system; over many sizes of images, glibc would keep more of it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
 
 
 def ran_out(error: Exception) -> bool:

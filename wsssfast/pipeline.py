@@ -16,7 +16,7 @@ from wsssfast.compute import BatchMaps, Pixels, batch_maps, prepare
 from wsssfast.data.dataset import Dataset, Item
 from wsssfast.errors import BadFile, WsssError
 from wsssfast.loader import Batch, load_batches
-from wsssfast.memory import good_batch, most_images, ran_out
+from wsssfast.memory import give_back, good_batch, most_images, ran_out
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.pace import Pace
 from wsssfast.shards.writer import CamRecord
@@ -85,6 +85,7 @@ def compute_shards(
                 with pace.waiting("write"):
                     writing.result()
             writing = writer.submit(write, work)
+            give_back()
             if not overlap:
                 with pace.waiting("write"):
                     writing.result()
