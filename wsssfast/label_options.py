@@ -101,3 +101,19 @@ def label_identity(cams: dict[str, Any], options: LabelOptions) -> dict[str, Any
         **options.to_json(),
         **{f"cams.{key}": value for key, value in kept.items()},
     }
+
+
+def options_of(identity: dict[str, Any]) -> LabelOptions | None:
+    """The options in the identity of label shards; None where it holds none or odd ones."""
+    constants = {key.removeprefix("crf_"): identity[key] for key in identity if key[:4] == "crf_"}
+    try:
+        return LabelOptions(
+            str(identity["stage"]),
+            tuple(map(float, identity.get("background", ()))),
+            tuple(map(float, identity.get("background_exponent", ()))),
+            identity["refine"],
+            Pairwise(**constants),
+            identity.get("certainty"),
+        )
+    except (KeyError, TypeError, ValueError, WsssError):
+        return None

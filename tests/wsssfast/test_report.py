@@ -19,9 +19,11 @@ from wsssfast.cam_options import CamOptions
 from wsssfast.data import open_dataset
 from wsssfast.data.dataset import Dataset, Item
 from wsssfast.errors import BadFile, WsssError
-from wsssfast.evaluate import evaluate_cams
+from wsssfast.evaluate import evaluate_cams, evaluate_labels
 from wsssfast.export import export_cams
 from wsssfast.kernels import STAGES
+from wsssfast.label_options import LabelOptions, options_of
+from wsssfast.labels import export_labels
 from wsssfast.report import write_report
 from wsssfast.report.scores import PUBLISHED
 from wsssfast.shards import CamShards, LabelRecord, LabelShards, write_label_shard
@@ -279,6 +281,28 @@ def test_label_shards_are_shown_in_place_of_thresholded_maps(made, tmp_path):
     )  # im1 is not in the label shards
     with pytest.raises(WsssError, match="label shards of the classes"):
         write_report(out, shards, dataset, labels=LabelShards(tmp_path / "others"))
+
+
+def test_a_crf_is_shown_beside_what_it_started_from(made, tmp_path):
+    root, dataset, _ = made
+    shards = CamShards(root / "cams")
+    options = LabelOptions("final", (0.2,), refine="crf")
+    export_labels(shards, tmp_path / "labels", options, dataset)
+    labels, out = LabelShards(tmp_path / "labels"), tmp_path / "r.html"
+    assert options_of(labels.identity) == options
+    write_report(out, shards, dataset, labels=labels, ids=["im0"])
+    page = Page(out.read_text(encoding="utf-8"))
+    found = pictures(page)
+    plain = tmp_path / "plain"
+    export_labels(shards, plain, LabelOptions("final", (0.2,)))
+    for told, folder in (("final before the CRF", plain), ("after the CRF", tmp_path / "labels")):
+        mask = LabelShards(folder).mask("im0")
+        assert np.array_equal(np.asarray(one(found, [told])), mask)
+        miou = evaluate_labels(LabelShards(folder), dataset)[0]["miou"]
+        assert re.search(rf"{told.removeprefix('final ')}\s+{100 * miou:.2f}", page.text)
+    write_report(out, shards, dataset, labels=LabelShards(plain), ids=["im0"])
+    text = Page(out.read_text(encoding="utf-8")).text
+    assert "before the CRF" not in text and "Not ignored" in text
 
 
 def test_images_that_cannot_be_read_are_listed_and_the_rest_shown(made, tmp_path):

@@ -10,10 +10,12 @@ from wsssfast.cam_options import CamOptions
 from wsssfast.data.dataset import IGNORE, Dataset, Mask
 from wsssfast.data.palette import mask_palette
 from wsssfast.errors import BadFile
+from wsssfast.label_options import LabelOptions
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.report.attention import AttentionMaps, attention_maps, stored_options
 from wsssfast.report.choose import Choice
 from wsssfast.report.colours import css
+from wsssfast.report.labels import unrefined
 from wsssfast.report.pictures import (
     Picture,
     bright_patches,
@@ -40,6 +42,7 @@ class Sources:
         threshold: of that stage; None: unknown.
         labels: the pseudo-labels instead.
         model: for the attention; None: none is shown.
+        before: what makes the masks that a CRF started from; None: they are not shown.
     """
 
     shards: CamShards
@@ -49,6 +52,7 @@ class Sources:
     threshold: float | None
     labels: LabelShards | None = None
     model: ClassTokenViT | None = None
+    before: LabelOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Exhibit:
     Attributes:
         choice: which image, and why.
         labels: names of its classes.
-        masks: the image, its pseudo-label and its ground truth.
+        masks: the image, its pseudo-label, before a CRF and after, and its ground truth.
         legend: (name, colour) of the values in the masks.
         cams: (class name, a picture of each stage) of its first classes.
         attention: of its first class; empty without a model.
@@ -139,8 +143,13 @@ def _masks(
     failed: dict[str, str],
 ) -> tuple[set[int], list[Picture]]:
     """The values in both masks, and the pictures of pseudo-label and ground truth."""
+    unary: list[tuple[Mask | None, str]] = []
     pseudo: Mask | None = None
     caption = "pseudo-label"
+    if sources.before is not None:
+        caption = "pseudo-label after the CRF"
+        mask = unrefined(sources.shards, image_id, sources.before)
+        unary = [(mask, f"{sources.before.stage} before the CRF")]
     if sources.labels is not None:
         if image_id in sources.labels.ids:
             pseudo = sources.labels.mask(image_id)
@@ -154,7 +163,7 @@ def _masks(
         truth = None
     found: set[int] = set()
     pictures = []
-    for mask, told in ((pseudo, caption), (truth, "ground truth")):
+    for mask, told in (*unary, (pseudo, caption), (truth, "ground truth")):
         alt = f"{told} of {image_id}"
         if mask is None:
             pictures.append(Picture(told, alt))

@@ -18,6 +18,7 @@ from wsssfast.report.charts import Chart, Series, line_chart
 from wsssfast.report.choose import MOST_RANKED, choose, require_ids
 from wsssfast.report.facts import option_facts, run_facts
 from wsssfast.report.gallery import MOST_CLASSES, Sources, exhibit
+from wsssfast.report.labels import before_crf, label_scores
 from wsssfast.report.page import render
 from wsssfast.report.scores import (
     BASELINE,
@@ -115,7 +116,13 @@ def write_report(
     stages = tuple(stage for stage in STAGES if stage in shards.stages)
     stage = stages[-1]
     threshold = measured[stage].threshold if stage in measured else None
-    sources = Sources(shards, dataset, stages, stage, threshold, labels, model)
+    before = before_crf(shards, labels) if labels is not None else None
+    sources = Sources(shards, dataset, stages, stage, threshold, labels, model, before)
+    label_rows = (
+        label_scores(shards, labels, dataset, progress, failed)
+        if labels is not None and measured
+        else []
+    )
     chosen = choose(shards, dataset, stage, threshold, images, ids, failed)
     exhibits = [found for choice in chosen if (found := exhibit(sources, choice, failed))]
     scored = max((score.images for score in measured.values()), default=0)
@@ -131,6 +138,7 @@ def write_report(
         sweep_rows=sweep_rows(measured),
         baseline=BASELINE,
         compared=stage,
+        label_rows=label_rows,
         class_rows=class_rows(measured, shards.class_names, BASELINE, stage),
         exhibits=exhibits,
         asked=bool(ids),
