@@ -33,11 +33,17 @@ def doctor(json_path: str | None) -> None:
     found["GPU"] = torch.cuda.get_device_name() if gpu else "none"
     found["torch threads"] = str(torch.get_num_threads())
     found["device used"] = "cuda" if gpu else "cpu"
+    from wsssfast.kernels import choose_crf
     from wsssfast.kernels.backend import for_device
 
     chosen = for_device("cuda" if gpu else "cpu")
     told = {"triton": "triton", "eager": "eager (batched PyTorch, no compiler needed)"}
     found["kernels used"] = told[chosen]
+    crf = {
+        "triton": "triton (images of any sizes in one launch)",
+        "torch": "torch (no compiler needed; measured faster than pydensecrf)",
+    }
+    found["crf used"] = crf[choose_crf("auto", found["device used"])]
     write_json(found, json_path)
     if json_path != "-":
         table("wsssfast doctor", ["what", "found"], [[k, v] for k, v in found.items()])

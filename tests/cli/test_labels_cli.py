@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from support import folder_dataset, run_with_little_room
+from support import bytes_of, folder_dataset, run_with_little_room, tiny_model
 
+from wsssfast.models.checkpoint import save_model
 from wsssfast.shards import CamRecord, LabelShards, write_cam_shard
 
 IDENTITY = {"class_names": ["cat", "dog", "cow"], "stages": ["original", "final"], "scales": [1.0]}
@@ -164,3 +165,74 @@ def test_a_full_disk_is_told_and_the_run_can_go_on(cams, tmp_path):
             assert found.stderr.startswith("Error: Expected room") and found.stderr.count("\n") == 1
             assert [path.name for path in out.iterdir()] == [".wsssfast.lock"]
     assert len(LabelShards(out)) == 4
+
+
+@pytest.fixture
+def real_cams(wsssfast, data, tmp_path):
+    """CAM shards that were made from the images of `data`, and their classifier."""
+    save_model(tiny_model(), tmp_path / "model.safetensors")
+    words = ["--checkpoint", tmp_path / "model.safetensors", "--shard-size", 2]
+    assert wsssfast("export-cams", *data, *words, "--out", tmp_path / "real")[0] == 0
+    return tmp_path / "real", words
+
+
+def test_a_crf_from_shards_and_straight_from_images(wsssfast, real_cams, data, tmp_path):
+    cams, network = real_cams
+    method = ["--recipe", "mctformer", "--crf-workers", 1]
+    out, straight = tmp_path / "labels", tmp_path / "straight"
+    code, text, err = wsssfast("export-labels", "--cams", cams, *data, *method, "--out", out)
+    assert (code, "4 masks" in text) == (0, True), err
+    log = tmp_path / "log.jsonl"
+    code, text, err = wsssfast(
+        "export-labels", *network, *data, *method, "--out", straight, "--log", log
+    )
+    assert (code, "4 masks" in text, "from the stage final" in text) == (0, True, True), err
+    assert bytes_of(out, "*.h5") == bytes_of(straight, "*.h5")
+    assert LabelShards(out).identity == LabelShards(straight).identity
+    assert LabelShards(out).identity["background_exponent"] == [1, 12]
+    events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
+    assert (events[0], events[-1], events.count("shard")) == ("begin", "end", 2)
+    for worker in (0, 1):
+        words = [*method, "--out", tmp_path / "two", "--worker", f"{worker}/2"]
+        assert wsssfast("export-labels", "--cams", cams, *data, *words)[0] == 0
+    assert bytes_of(out, "labels*") == bytes_of(tmp_path / "two", "labels*")
+
+
+@pytest.mark.parametrize("recipe", ["mctformer-a1", "mctformer-a12", "test", "irn"])
+def test_every_recipe_and_a_constant_of_one_s_own(wsssfast, real_cams, data, tmp_path, recipe):
+    words = ["export-labels", "--cams", real_cams[0], *data, "--recipe", recipe, "--crf-workers",
+             1, "--crf-iterations", 2, "--gaussian-compat", 4]  # fmt: skip
+    words += ["--background", 0.4] if recipe == "test" else []
+    code, _, err = wsssfast(*words, "--out", tmp_path / "labels")
+    assert code == 0, err
+    identity = LabelShards(tmp_path / "labels").identity
+    constants = [identity[f"crf_{key}"] for key in (
+        "gaussian_sxy", "gaussian_compat", "bilateral_sxy", "bilateral_srgb", "bilateral_compat",
+        "iterations",
+    )]  # fmt: skip
+    assert constants == {
+        "test": [4, 4, 83, 5, 3, 2], "irn": [3, 4, 50, 5, 10, 2]
+    }.get(recipe, [3, 4, 80, 13, 10, 2])  # fmt: skip
+    assert identity.get("certainty") == (0.7 if recipe == "irn" else None)
+
+
+def test_wrong_calls_of_a_crf_get_one_line(wsssfast, real_cams, data, tmp_path):
+    cams, network = real_cams
+    other = ["--dataset", "synthetic", "--split", "val:3"]
+    crf = ["--refine", "crf", "--background", "0.4"]
+    for words, told in (
+        (["--cams", cams, *network[:2], *crf], "found both"),
+        (crf, "Expected --cams or --checkpoint, found neither"),
+        (["--cams", cams, *other, *crf], "found other images or labels"),
+        (["--cams", cams, *data, *crf, "--alpha", 2], "--alpha with --checkpoint"),
+        (["--cams", cams, *crf[2:], "--labels", "x.csv"], "--labels with --checkpoint"),
+        (["--cams", cams, *data, *crf, "--bilateral-srgb", 0], "standard deviations above 0"),
+        (["--cams", cams, *data, *crf, "--background-exponent", 4], "found both"),
+    ):
+        code, _, err = wsssfast("export-labels", *words, "--out", tmp_path / "n")
+        assert (code, told in err, err.count("\n")) == (2, True, 1), err
+    assert not (tmp_path / "n").exists()
+    (tmp_path / "data" / "images" / "im1.png").write_bytes(b"no image")
+    words = ["--cams", cams, *data, *crf, "--crf-workers", 1, "--out", tmp_path / "n"]
+    code, text, err = wsssfast("export-labels", *words)
+    assert (code, "3 masks" in text, "unreadable: im1: " in err) == (3, True, True), err
