@@ -1,5 +1,6 @@
 """The `wsssfast` command: subcommands are imported when they are used, so help is instant."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -25,6 +26,9 @@ COMMANDS = {
     "bench": ("bench", "bench", "Time the kernels against PyTorch's own on this machine."),
     "doctor": ("doctor", "doctor", "What this machine offers, and what will be used."),
 }
+
+
+_ARENAS = -8  # glibc's M_ARENA_MAX
 
 
 class LazyGroup(click.Group):
@@ -59,11 +63,18 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _keep_memory_flat() -> None:
+    """Over the many sizes of a data set's images, memory would grow by 30 % (docs/export.md)."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # of 1024 shapes' code
+    choose = getattr(ctypes.CDLL(None), "mallopt", None)
+    if choose:  # glibc: one arena, not one a thread
+        choose(_ARENAS, 1)
+
+
 def run() -> None:
     """Entry point: one line on stderr and an exit code for everything a user can mend."""
     signal.signal(signal.SIGTERM, _interrupt)
-    # oneDNN keeps code for 1024 shapes: over the sizes of a data set, memory would grow by 30 %.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    _keep_memory_flat()
     try:
         main(prog_name="wsssfast", standalone_mode=False)
     except WsssError as error:
