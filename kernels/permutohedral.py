@@ -122,9 +122,9 @@ def build(features: Sequence[Tensor], image: Tensor | None = None) -> Lattice:
     order, simplex, sizes, place, rank = _distinct(place, rank, span)
     # Vertex r of a simplex: coordinate i is (d + 1)(quotient - [rank > d - r]) + r.
     steps = torch.tensor(strides[:d], device=place.device)[:, None]
-    vertex = torch.stack(
-        [place - ((rank[:d] > d - r) * steps).sum(0) + r * span for r in range(d + 1)], 1
-    )
+    vertex = torch.stack([place - ((rank[:d] > d - r) * steps).sum(0) for r in range(d + 1)], 1) * (
+        d + 1
+    ) + torch.arange(d + 1, device=place.device)
     ordered, order_of_vertices = vertex.reshape(-1).sort()
     keys, number, members = _runs(ordered)
     vertices = torch.empty_like(number, dtype=torch.int32)
@@ -133,7 +133,7 @@ def build(features: Sequence[Tensor], image: Tensor | None = None) -> Lattice:
     return Lattice(
         slice_vertex, weight,
         *_transposed(order, sizes, order_of_vertices, members, weight),
-        _neighbours(keys, strides[: d + 1], span),
+        _neighbours(keys, strides[:d]),
     )  # fmt: skip
 
 
@@ -261,36 +261,39 @@ def _transposed(
     piece for each simplex that it is a corner of.
     """
     corners = weight.shape[1]
-    owner, corner = order_of_vertices // corners, order_of_vertices % corners
+    owner = order_of_vertices.int() // corners
+    corner = order_of_vertices - owner * corners
     pieces = sizes[owner]
     begin = pieces.cumsum(0) - pieces
     start = (sizes.cumsum(0) - sizes)[owner]
-    total = len(order) * corners
-    place = torch.repeat_interleave(
-        ((start - begin) * corners + corner).int(), pieces, output_size=total
-    )  # of each entry in the ordered weights
-    place += torch.arange(0, total * corners, corners, dtype=torch.int32, device=place.device)
-    pixel = order.index_select(0, place // corners)
-    weights = weight.index_select(0, order).reshape(-1).index_select(0, place)
+    total, shift = len(order) * corners, corners.bit_length()
+    first = (start << shift) + corner  # of a piece, in weights [P, 2^shift]; then every row of it
+    last = first + ((pieces - 1) << shift)
+    place = torch.full((total,), 1 << shift, dtype=torch.int32, device=order.device)
+    place[begin] = torch.cat([first[:1], first[1:] - last[:-1]]).int()
+    place = place.cumsum(0, dtype=torch.int32)
+    pixel = order.index_select(0, place >> shift)
+    padded = F.pad(weight, (0, (1 << shift) - corners)).index_select(0, order)
+    weights = padded.reshape(-1).index_select(0, place)
     ends = torch.cat([begin, begin.new_tensor([total])])[members.cumsum(0)]
     offset = torch.cat([ends.new_zeros(1), ends, ends[-1:]]).int()
     return pixel, weights, offset
 
 
-def _neighbours(keys: Tensor, strides: list[int], span: int) -> Tensor:
+def _neighbours(keys: Tensor, strides: list[int]) -> Tensor:
     """int32 [d + 1, V + 1, 3] of the sorted keys of vertices.
 
     A step along axis j adds d to coordinate j and takes 1 from all others, which moves the packed
     key by an amount that depends on the remainder alone.
     """
-    d, count = len(strides) - 1, len(keys)
+    d, count = len(strides), len(keys)
     itself = torch.arange(count + 1, dtype=torch.int32, device=keys.device)
     found = itself.new_full((d + 1, count + 1, 3), count)
     found[:, :, 0] = itself
-    wraps = keys < span  # remainder 0
-    for j in range(d + 1):
-        along = strides[j] if j < d else 0
-        wanted = keys + torch.where(wraps, along - sum(strides[:d]) + d * span, along - span)
+    wraps = keys % (d + 1) == 0
+    for j, along in enumerate([*strides, 0]):
+        step = along * (d + 1)
+        wanted = keys + torch.where(wraps, step - sum(strides) * (d + 1) + d, step - 1)
         near = torch.searchsorted(keys, wanted, out_int32=True).clamp_(max=count - 1)
         there = keys[near] == wanted
         found[j, :count, 1] = torch.where(there, near, count)
