@@ -17,6 +17,7 @@ from wsssfast.cli.options import (
     json_option,
     pick_device,
     resume_options,
+    shards_told,
     worker_option,
     write_json,
 )
@@ -96,13 +97,7 @@ def export_cams(
         )  # fmt: skip
     write_json(asdict(summary), json_path)
     if json_path != "-":
-        more = summary.others_shards
-        others = f", {more} are other workers'" if more else ""
-        click.echo(
-            f"{summary.images} images in {out}: {summary.written_shards} shards written, "
-            f"{summary.skipped_shards} were done{others}; {summary.bytes / 1e6:.2f} MB, "
-            f"{summary.bytes / max(1, summary.images):.0f} bytes an image."
-        )
+        click.echo(f"{summary.images} images in {out}: {shards_told(summary)}")
         source = f"its image-level labels ({dataset.label_source})"
         if predicted(labels):
             source = f"what the classifier gives a score above {predict_above:g}"

@@ -21,6 +21,7 @@ from wsssfast.cli.options import (
     pick_device,
     recipe_option,
     resume_options,
+    shards_told,
     worker_option,
     write_json,
 )
@@ -161,7 +162,19 @@ def export_labels(
         crf = Pairwise(**{name: others.pop(name) for name in _CRF})
     except ValueError as error:
         raise WsssError(f"The CRF's constants: {error}.") from error
-    place = own_device(pick_device(device))
+    if refine == "none":
+        unused = [*_CRF, "certainty", "crf_backend", "crf_workers"]
+        if cams:
+            unused += ["kind", "root", "split", "labels"]
+        _refuse(ctx, unused, "--refine crf")
+    if cams:
+        _refuse(ctx, [*others], "--checkpoint, which computes CAMs")
+    if background and background_exponent:  # a flag wins over the recipe's other one
+        if _given(ctx, "background") and not _given(ctx, "background_exponent"):
+            background_exponent = ()
+        elif _given(ctx, "background_exponent") and not _given(ctx, "background"):
+            background = ()
+    place = "cpu" if cams and refine == "none" else own_device(pick_device(device))
     on_gpu = place != "cpu" and crf_backend != "pydensecrf"
     made: dict[str, Any] = {
         "backend": crf_backend, "resume": resume, "overwrite": overwrite, "worker": worker,
@@ -177,7 +190,6 @@ def export_labels(
             from wsssfast.labels import export_labels as export
             from wsssfast.shards import CamShards
 
-            _refuse(ctx, [*others, "labels"] if refine == "none" else list(others))
             shards = CamShards(cams)
             stage = stage or shards.stages[-1]
             dataset = (
@@ -208,13 +220,8 @@ def export_labels(
             )
     write_json({**asdict(summary), "missing_shards": missing}, json_path)
     if json_path != "-":
-        more = summary.others_shards
-        workers = f", {more} are other workers'" if more else ""
         click.echo(
-            f"{summary.images} masks in {out} from the stage {stage}: "
-            f"{summary.written_shards} shards written, {summary.skipped_shards} were done"
-            f"{workers}; {summary.bytes / 1e6:.2f} MB, "
-            f"{summary.bytes / max(1, summary.images):.0f} bytes an image."
+            f"{summary.images} masks in {out} from the stage {stage}: {shards_told(summary)}"
         )
     if missing:
         click.echo(
@@ -227,15 +234,16 @@ def export_labels(
         sys.exit(SOME_UNREADABLE)
 
 
-def _refuse(ctx: click.Context, names: list[str]) -> None:
-    """Refuse options that only mean something where CAMs are computed."""
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in names
-        if ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
-    ]
+def _given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _refuse(ctx: click.Context, names: list[str], need: str) -> None:
+    """Refuse options on the command line that would mean nothing here."""
+    spelled = {option.name: option.opts[0] for option in ctx.command.params}
+    given = [spelled[name] for name in names if _given(ctx, name)]
     if given:
         raise WsssError(
-            f"Expected {listing(given)} with --checkpoint; the CAMs are there already.",
-            "Leave them out, or export the CAMs again.",
+            f"Expected {listing(given)} together with {need}, found it without.",
+            "Add that, or leave it out.",
         )

@@ -67,7 +67,7 @@ def _keep_memory_flat() -> None:
     """Over the many sizes of a data set's images, memory would grow by 30 % (docs/export.md)."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # of 1024 shapes' code
     choose = getattr(ctypes.CDLL(None), "mallopt", None)
-    if choose:  # glibc: one arena, not one a thread
+    if choose and "MALLOC_ARENA_MAX" not in os.environ:  # glibc: one arena, not one a thread
         choose(_ARENAS, 1)
 
 

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from wsssfast.errors import SOME_UNREADABLE, WsssError
 from wsssfast.torchrun import torchrun_worker
+
+if TYPE_CHECKING:
+    from wsssfast.shards.resume import ExportSummary
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
@@ -228,6 +231,16 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         grid.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 160, markup=False).print(grid)
+
+
+def shards_told(summary: "ExportSummary") -> str:
+    """What was done: `3 shards written, 2 were done; 1.20 MB, 240 bytes an image.`."""
+    others = f", {summary.others_shards} are other workers'" if summary.others_shards else ""
+    return (
+        f"{summary.written_shards} shards written, {summary.skipped_shards} were done{others}; "
+        f"{summary.bytes / 1e6:.2f} MB, {summary.bytes / max(1, summary.images):.0f} bytes an "
+        "image."
+    )
 
 
 def finish(failed: dict[str, str]) -> None:

@@ -87,7 +87,7 @@ def dense_crf(
     if not images:
         return []
     chosen = choose_crf(backend, images[0].device)
-    with torch.inference_mode():
+    with torch.no_grad():
         flat = [u.float().reshape(-1, *u.shape[-3:]) for u in unaries]
         if chosen == "pydensecrf":
             from wsssfast.kernels.crf_pydensecrf import mean_field as one_by_one
@@ -117,6 +117,8 @@ def choose_crf(
         raise ValueError(
             f"backend triton expects CUDA tensors (or TRITON_INTERPRET=1), received {device}"
         )
+    if backend == "triton" and find_spec("triton") is None:
+        raise ValueError("backend triton is not installed: pip install triton")
     if backend == "pydensecrf":
         if device.type != "cpu":
             raise ValueError(f"backend pydensecrf expects CPU tensors, received {device}")
@@ -203,7 +205,7 @@ def _new_gaussian(
     return _normalised(build(_positions(height, width, sxy, device)), compat)
 
 
-_cached_gaussian = lru_cache(16)(_new_gaussian)
+_cached_gaussian = lru_cache(4)(_new_gaussian)  # images of one size follow one another
 
 
 def _bilateral(images: Sequence[Tensor], pairwise: Pairwise) -> Lattice:

@@ -22,6 +22,8 @@ from torch import Tensor
 
 _CHUNK = 1 << 15  # pixels whose arithmetic stays in a CPU's cache
 _MOST = 1 << 62  # lattice points that one int64 can tell apart
+_FARTHEST = 1 << 20  # quotient, beyond which float32 would lose the simplex
+_MOST_PIXELS = 1 << 27  # whose entries an int32 can count
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,21 @@ def build(features: Sequence[Tensor], image: Tensor | None = None) -> Lattice:
             image where None.
 
     Raises:
-        ValueError: the features spread over more lattice points than an int64 can count.
+        ValueError: too many pixels, or their features spread over more lattice points than float32
+            and int64 can tell apart.
     """
     d, pixels = len(features), len(features[0])
+    if pixels > _MOST_PIXELS:
+        raise ValueError(f"expected at most {_MOST_PIXELS} pixels, received {pixels}")
     quotient, rank, weight = _simplices(features)
     low = quotient[:d].amin(1) - 2  # room for a neighbour on either side
-    width = (quotient[:d].amax(1) - low + 3).tolist()
+    high = quotient[:d].amax(1) + 1
+    if max(-low.min().item(), high.max().item()) > _FARTHEST:
+        raise ValueError(
+            f"expected features within {_FARTHEST} lattice cells, received more; give larger "
+            "standard deviations"
+        )
+    width = (high - low + 2).tolist()
     strides = list(accumulate(width, lambda a, b: a * b, initial=1))
     span = strides[d] * (1 if image is None else int(image[-1]) + 1)
     if span * (d + 1) >= _MOST:
@@ -125,7 +136,7 @@ def build(features: Sequence[Tensor], image: Tensor | None = None) -> Lattice:
     vertex = torch.stack([place - ((rank[:d] > d - r) * steps).sum(0) for r in range(d + 1)], 1) * (
         d + 1
     ) + torch.arange(d + 1, device=place.device)
-    ordered, order_of_vertices = vertex.reshape(-1).sort()
+    ordered, order_of_vertices = vertex.reshape(-1).sort(stable=True)
     keys, number, members = _runs(ordered)
     vertices = torch.empty_like(number, dtype=torch.int32)
     vertices[order_of_vertices] = number.int()
@@ -167,9 +178,9 @@ def concatenate(lattices: Sequence[Lattice]) -> Lattice:
 
 
 def _simplices(features: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Quotient int16 [d + 1, P], rank int8 [d + 1, P] and weights float32 [P, d + 1] of pixels."""
+    """Quotient int32 [d + 1, P], rank int8 [d + 1, P] and weights float32 [P, d + 1] of pixels."""
     d, pixels, device = len(features), len(features[0]), features[0].device
-    quotient = torch.empty(d + 1, pixels, dtype=torch.int16, device=device)
+    quotient = torch.empty(d + 1, pixels, dtype=torch.int32, device=device)
     rank = torch.empty(d + 1, pixels, dtype=torch.int8, device=device)
     weight = torch.empty(pixels, d + 1, device=device)
     step = _CHUNK if device.type == "cpu" else pixels
@@ -236,7 +247,7 @@ def _distinct(
     code = torch.zeros_like(place, dtype=torch.int32)
     for i in range(d):
         code.add_(rank[i], alpha=(d + 1) ** i)
-    ordered, order = (key * (d + 1) ** d).add_(code).sort()
+    ordered, order = (key * (d + 1) ** d).add_(code).sort(stable=True)
     _, number, sizes = _runs(ordered)
     simplex = torch.empty_like(number, dtype=torch.int32)
     simplex[order] = number.int()

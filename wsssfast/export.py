@@ -58,12 +58,11 @@ def export_cams(
     """
     require_classes(model, dataset)
     require_stages(model, options.stages)
-    if min(shard_size, 1 if batch_size is None else batch_size, decode_workers) < 1:
-        raise WsssError("Expected a shard size, batch size and number of workers of at least 1.")
     who = identity(
         dataset.class_names, weights_hash(model), options, dataset.fingerprint, shard_size
     )
     shards = shards_of(dataset, shard_size)
+    require_positive(batch_size, decode_workers)
     depth = len(model.blocks)
     config = cam_config(model, dataset, options, shard_size)
     packages = versions("numpy", "h5py")
@@ -77,7 +76,7 @@ def export_cams(
     ) as run:  # fmt: skip
 
         def current(index: int, finished: Sidecar) -> bool:
-            return not now_usable(model, dataset, options, finished)
+            return not now_usable(model, dataset, options, finished.failed)
 
         def write(work: ShardWork) -> None:
             run.write(work.index, lambda: write_cam_shard(
@@ -97,14 +96,29 @@ def shards_of(dataset: Dataset, shard_size: int) -> list[tuple[Item, ...]]:
     """The items of each shard: so many each of the sorted id list.
 
     Raises:
-        WsssError: there would be too many.
+        WsssError: there would be too many, or none.
     """
+    if shard_size < 1:
+        raise WsssError(f"Expected a shard size of at least 1, found {shard_size}.")
     count = -(-len(dataset) // shard_size)
     if count > MOST_SHARDS:
         raise WsssError(
             f"Expected at most {MOST_SHARDS} shards, found {count}.", "Give a larger --shard-size."
         )
     return [dataset.items[n * shard_size : (n + 1) * shard_size] for n in range(count)]
+
+
+def require_positive(batch_size: int | None, decode_workers: int) -> None:
+    """Refuse a batch size or a number of decoding threads below 1.
+
+    Raises:
+        WsssError: it is.
+    """
+    if decode_workers < 1 or (batch_size is not None and batch_size < 1):
+        raise WsssError(
+            f"Expected a batch size and decoding threads of at least 1, found {batch_size} and "
+            f"{decode_workers}."
+        )
 
 
 def require_classes(model: ClassTokenViT, dataset: Dataset) -> None:
@@ -126,10 +140,10 @@ def require_classes(model: ClassTokenViT, dataset: Dataset) -> None:
 
 
 def now_usable(
-    model: ClassTokenViT, dataset: Dataset, options: CamOptions, finished: Sidecar
+    model: ClassTokenViT, dataset: Dataset, options: CamOptions, failed: dict[str, str]
 ) -> bool:
-    """Whether any image that could not be used for a shard can be by now."""
-    for image_id, reason in finished.failed.items():
+    """Whether any image that could not be used, for the reason given, can be by now."""
+    for image_id, reason in failed.items():
         if image_id not in dataset.by_id or reason.startswith(NO_CAM):
             continue
         item = dataset.by_id[image_id]

@@ -3,14 +3,14 @@
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from threading import Event, Thread
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ from wsssfast.memory import ran_out, usable_memory
 from wsssfast.pseudo_labels import pseudo_labels
 from wsssfast.shards.label_shards import LabelRecord
 from wsssfast.shards.writer import Grid
+from wsssfast.torchrun import local_workers, own_cores
 
 _BATCH_PIXELS = 1 << 22  # of images that a GPU refines together
 _BYTES = 400  # a pixel, that a CRF takes beside its scores
+_TOO_LARGE = "pixels need more than half of the memory for a CRF"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class LabelMaker:
         except BadFile as error:
             if len(batch) == 1:
                 return [str(error)]
+        except ValueError as error:  # constants that the lattice cannot hold
+            if len(batch) == 1:
+                raise WsssError(f"The CRF cannot run: {error}.") from error
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
@@ -103,7 +108,11 @@ class LabelMaker:
             yield tuple(batch)
 
     def _together(self, batch: Sequence[Maps]) -> list[Made]:
-        images = [self.image(one) for one in batch]
+        if len(batch) > 1:
+            with ThreadPoolExecutor(min(len(batch), own_cores()), "decode") as pool:
+                images = list(pool.map(self.image, batch))
+        else:
+            images = [self.image(batch[0])]
         cams = [
             full_size_cam(
                 [torch.from_numpy(grid).to(self.device) for grid in one.grids], one.image_size,
@@ -128,10 +137,8 @@ class LabelMaker:
         if self.dataset is None or not maps.labels:
             return None
         height, width = maps.image_size
-        columns = (2 * len(maps.labels) + 3) * self.options.settings
-        needed = height * width * (_BYTES + 8 * columns)
-        if needed > usable_memory(torch.device(self.device)) // 2 // self.share:
-            raise BadFile(f"{width}x{height} pixels need more than half of the memory for a CRF")
+        if not self.fits(maps.image_size, len(maps.labels)):
+            raise BadFile(f"{width}x{height} {_TOO_LARGE}")
         image = np.asarray(self.dataset.load_image(self.dataset.by_id[maps.id]))
         if image.shape[:2] != maps.image_size:
             raise BadFile(
@@ -139,6 +146,20 @@ class LabelMaker:
                 f"{width}x{height}"
             )
         return image
+
+    def fits(self, size: tuple[int, int], classes: int) -> bool:
+        """Whether a CRF over (height, width) pixels takes less than half of this maker's memory."""
+        if self.dataset is None:
+            return True
+        columns = (2 * classes + 3) * self.options.settings
+        needed = size[0] * size[1] * (_BYTES + 8 * columns)
+        return needed <= usable_memory(torch.device(self.device)) // 2 // self.share
+
+    def about(self) -> dict[str, str]:
+        """What computes the CRF, for the record; nothing where none does."""
+        if self.dataset is None:
+            return {}
+        return {"crf_backend": choose_crf(self.backend, self.device)}
 
 
 def label_maker(
@@ -156,7 +177,7 @@ def label_maker(
     place = "cpu" if backend == "pydensecrf" or options.refine == "none" else device
     if crf_workers < 1 or (crf_workers > 1 and place != "cpu"):
         raise WsssError(
-            f"Expected one process that refines on a GPU, or several on the CPU, found "
+            f"Expected one process that refines on a GPU, or one or more on the CPU, found "
             f"{crf_workers} on {place}.",
             "Leave --crf-workers out.",
         )
@@ -168,12 +189,17 @@ def label_maker(
                 f"The CRF cannot run: {error}.", "`wsssfast doctor` says what can."
             ) from error
     images = dataset if options.refine == "crf" else None
-    return LabelMaker(options, images, place, backend, crf_workers)
+    return LabelMaker(options, images, place, backend, crf_workers * local_workers())
 
 
 @contextmanager
-def label_makers(maker: LabelMaker, workers: int) -> Iterator[MakeAll]:
+def label_makers(maker: LabelMaker, workers: int, stop: Event) -> Iterator[MakeAll]:
     """What turns maps into records, in their order; in so many processes where more than one.
+
+    Args:
+        maker: does it.
+        workers: how many processes.
+        stop: ends it early when it is set, from another thread.
 
     Raises:
         WsssError: a process died; exit code 5.
@@ -182,53 +208,77 @@ def label_makers(maker: LabelMaker, workers: int) -> Iterator[MakeAll]:
 
         def here(maps: Iterable[Maps]) -> Iterator[tuple[str, Made]]:
             for batch in maker.batches(maps):
+                _go_on(stop)
                 yield from zip((one.id for one in batch), maker(batch), strict=True)
 
         yield here
         return
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _begin_worker, (maker,)
     ) as pool:
         try:
-            yield lambda maps: _spread(pool, maps, 3 * workers)
-        except BrokenProcessPool as error:
+            yield lambda maps: _spread(pool, maps, 3 * workers, stop)
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()  # what they hold is nowhere else needed, and SIGTERM is blocked
+            if not isinstance(error, BrokenProcessPool):
+                raise
             raise WsssError(
                 "Expected the processes that refine labels to live, found one killed.",
                 "It may have been for memory: give fewer --crf-workers. What is written stays; run "
-                "the same command again.",
+                "the same command again. (A script of your own needs `if __name__ == "
+                "'__main__':`.)",
                 WORKER_FAILED,
             ) from error
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
 
 
 def _spread(
-    pool: ProcessPoolExecutor, maps: Iterable[Maps], ahead: int
+    pool: ProcessPoolExecutor, maps: Iterable[Maps], ahead: int, stop: Event
 ) -> Iterator[tuple[str, Made]]:
     pending: deque[tuple[str, Future[Made]]] = deque()
     for one in maps:
         if len(pending) == ahead:
             image_id, made = pending.popleft()
-            yield image_id, made.result()
-        pending.append((one.id, pool.submit(_make, one)))
+            yield image_id, _result(made, stop)
+        pending.append((one.id, _submit(pool, one)))
     for image_id, made in pending:
-        yield image_id, made.result()
+        yield image_id, _result(made, stop)
+
+
+def _result(made: Future[Made], stop: Event) -> Made:
+    while not made.done():
+        _go_on(stop)
+        wait([made], timeout=0.5)
+    return made.result()
+
+
+def _go_on(stop: Event) -> None:
+    if stop.is_set():
+        raise WsssError("The run ended before its shard.")
+
+
+def _submit(pool: ProcessPoolExecutor, maps: Maps) -> Future[Made]:
+    """Ctrl-C is the parent's alone: a process that this starts never hears of it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        return pool.submit(_make, maps)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _own: LabelMaker  # of a worker process
 
 
 def _begin_worker(maker: LabelMaker) -> None:
-    """One core each; the parent alone is interrupted, and none outlives it."""
+    """One core each, and none outlives the parent."""
     global _own
     _own = maker
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: BaseProcess) -> None:

@@ -16,7 +16,8 @@ class LabelOptions:
 
     One background setting decides between background and class. Of two, a pixel is a class where
     the one with more background says so, background where the one with less does, and is ignored
-    between (IRN with scores, PSA and MCTformer with exponents).
+    between. Where a CRF makes both say so, scores make it a class (as IRN does), exponents
+    background (as PSA and MCTformer do).
 
     Attributes:
         stage: of the CAM shards.
@@ -53,7 +54,8 @@ class LabelOptions:
             )
         if exponents and not (_one_or_two(exponents) and all(0 < a <= 1000 for a in exponents)):
             raise WsssError(
-                "Expected one background exponent above 0, or two, the lower first, found "
+                "Expected one background exponent above 0 and up to 1000, or two, the lower "
+                "first, found "
                 f"{_listed(exponents)}."
             )
         if self.certainty is not None and not 0.5 <= self.certainty < 1:
@@ -94,7 +96,7 @@ def label_identity(cams: dict[str, Any], options: LabelOptions) -> dict[str, Any
         cams: identity of the CAM shards, or of those that there would be.
         options: how masks are made.
     """
-    kept = {key: value for key, value in cams.items() if key != "class_names"}
+    kept = {k: v for k, v in cams.items() if k not in ("class_names", "stages")}
     return {
         "format_version": FORMAT_VERSION,
         "class_names": cams["class_names"],

@@ -2,12 +2,19 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import Event
 
 from wsssfast.cam_options import CamOptions, identity
 from wsssfast.compute import require_stages
 from wsssfast.data.dataset import Dataset
 from wsssfast.errors import BadFile, WsssError
-from wsssfast.export import cam_config, now_usable, require_classes, shards_of
+from wsssfast.export import (
+    cam_config,
+    now_usable,
+    require_classes,
+    require_positive,
+    shards_of,
+)
 from wsssfast.kernels import CrfBackend, choose_crf
 from wsssfast.label_maker import LabelMaker, MakeAll, Maps, label_maker, label_makers
 from wsssfast.label_options import LabelOptions, label_identity
@@ -77,7 +84,7 @@ def export_labels(
             out, "labels", who, sizes, count, resume=resume, overwrite=overwrite, worker=worker,
             watch=watch, begin=_begin(maker, crf_workers),
         ) as run,
-        label_makers(maker, crf_workers) as make,
+        label_makers(maker, crf_workers, Event()) as make,
     ):  # fmt: skip
 
         def current(index: int, finished: Sidecar) -> bool:
@@ -91,7 +98,10 @@ def export_labels(
             source = shards.sidecars[index]
             records, failed = _records(make, _stored_maps(shards, source.ids, options.stage), run)
             run.pace.advance(len(source.failed), len(source.failed))
-            config = {**options.to_json(), "cams": source.config, _OF: source.file_sha256}
+            config = {
+                **options.to_json(), **maker.about(), "cams": source.config,
+                _OF: source.file_sha256,
+            }  # fmt: skip
             _write(run, out, index, count, records, source.failed | failed, who, config)
     return run.summary
 
@@ -145,33 +155,40 @@ def export_labels_of_images(
     )
     who = label_identity(cams, options)
     shards = shards_of(dataset, shard_size)
+    require_positive(batch_size, decode_workers)
     device = next(model.parameters()).device
     maker = label_maker(options, dataset, str(device), backend, crf_workers)
     epsilon = cam_options.epsilon(options.stage, len(model.blocks))
     config = {
-        **options.to_json(), "cams": cam_config(model, dataset, cam_options, shard_size),
+        **options.to_json(), **maker.about(),
+        "cams": cam_config(model, dataset, cam_options, shard_size),
     }  # fmt: skip
+    stop = Event()
     with (
         shard_run(
             out, "labels", who, {n: len(items) for n, items in enumerate(shards)}, len(shards),
             resume=resume, overwrite=overwrite, worker=worker, watch=watch,
             begin=_begin(maker, crf_workers),
         ) as run,
-        label_makers(maker, crf_workers) as make,
+        label_makers(maker, crf_workers, stop) as make,
     ):  # fmt: skip
 
         def current(index: int, finished: Sidecar) -> bool:
-            return not now_usable(model, dataset, cam_options, finished)
+            tried = {i: reason for i, reason in finished.failed.items() if reason != NOT_FINITE}
+            fitting = {i: reason for i, reason in tried.items() if _fits(maker, dataset, i)}
+            return not now_usable(model, dataset, cam_options, fitting)
 
         def refine(work: ShardWork) -> None:
-            maps = (_as_maps(record, options.stage, epsilon) for record in work.records)
+            by_size = sorted(work.records, key=lambda record: record.image_size)
+            maps = (_as_maps(record, options.stage, epsilon) for record in by_size)
             records, failed = _records(make, maps)
+            run.pace.advance(0, len(failed))
             _write(run, out, work.index, len(shards), records, work.failed | failed, who, config)
 
         compute_shards(
             model, dataset, ((n, shards[n]) for n in run.to_do(current)), cam_options, refine,
             batch_size=batch_size, decode_workers=decode_workers, pace=run.pace,
-            overlap=device.type == "cuda",
+            overlap=device.type == "cuda", stop=stop,
         )  # fmt: skip
     return run.summary
 
@@ -223,6 +240,16 @@ def _readable(maker: LabelMaker, maps: Maps) -> bool:
     except BadFile:
         return False
     return True
+
+
+def _fits(maker: LabelMaker, dataset: Dataset, image_id: str) -> bool:
+    """Whether there is memory to refine an image; of one that cannot be read, as if there were."""
+    item = dataset.by_id[image_id]
+    try:
+        width, height = dataset.image_size(item)
+    except BadFile:
+        return True
+    return maker.fits((height, width), len(item.labels))
 
 
 def _as_maps(record: CamRecord, stage: str, epsilon: float) -> Maps:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from threading import Event
 
 import torch
 
@@ -51,6 +52,7 @@ def compute_shards(
     decode_workers: int,
     pace: Pace,
     overlap: bool = True,
+    stop: Event | None = None,
 ) -> None:
     """Compute the CAMs of shards and hand each complete one to `write`, in another thread.
 
@@ -67,6 +69,7 @@ def compute_shards(
         decode_workers: decoding threads.
         pace: told of images that are finished and of waiting.
         overlap: whether the next shard is computed while `write` is at work.
+        stop: set where the run ends early, for a `write` that takes long.
 
     Raises:
         WsssError: there is no memory even for single images; or what `write` raises.
@@ -80,18 +83,23 @@ def compute_shards(
             decode_workers,
         ) as batches,
     ):  # fmt: skip
-        for work in _collected(_launched(model, batches, options, sizes, pace), pace):
+        try:
+            for work in _collected(_launched(model, batches, options, sizes, pace), pace):
+                if writing and overlap:
+                    with pace.waiting("write"):
+                        writing.result()
+                writing = writer.submit(write, work)
+                give_back()
+                if not overlap:
+                    with pace.waiting("write"):
+                        writing.result()
             if writing:
                 with pace.waiting("write"):
                     writing.result()
-            writing = writer.submit(write, work)
-            give_back()
-            if not overlap:
-                with pace.waiting("write"):
-                    writing.result()
-        if writing:
-            with pace.waiting("write"):
-                writing.result()
+        except BaseException:
+            if stop:
+                stop.set()
+            raise
 
 
 class _BatchSizes:

@@ -52,12 +52,13 @@ def energies(scores: Tensor, certainty: float | None = None) -> Tensor:
     return -others.scatter_(-3, chosen, certainty).log()
 
 
-def decide(scores: Tensor, labels: Sequence[int]) -> Mask:
+def decide(scores: Tensor, labels: Sequence[int], options: LabelOptions) -> Mask:
     """The mask of scores or marginals [G, 1 + K, H, W]; ties go to the background.
 
     Args:
         scores: of one background setting, or of two, that with more background first.
         labels: the K classes, 0-based.
+        options: whose settings these are.
 
     Returns:
         uint8 [H, W]: 0 background, class + 1, 255 where two settings do not agree.
@@ -65,8 +66,10 @@ def decide(scores: Tensor, labels: Sequence[int]) -> Mask:
     values = np.array([0, *(label + 1 for label in labels)], np.uint8)
     mask: Mask = values[scores[0].argmax(0).cpu().numpy()]
     if len(scores) > 1:
-        mask[mask == 0] = IGNORE
-        mask[(scores[-1].argmax(0) == 0).cpu().numpy()] = 0
+        background = (scores[-1].argmax(0) == 0).cpu().numpy()
+        unsure = mask == 0
+        mask[unsure] = IGNORE
+        mask[background & unsure if options.background else background] = 0
     return mask
 
 
@@ -109,5 +112,5 @@ def pseudo_labels(
         unaries = [energies(one, options.certainty) for one in scores]
         scores = dense_crf(pixels, unaries, options.crf, backend=backend)
     for n, one in zip(some, scores, strict=True):
-        masks[n] = decide(one, labels[n])
+        masks[n] = decide(one, labels[n], options)
     return masks

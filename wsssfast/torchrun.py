@@ -15,7 +15,11 @@ def torchrun_slot() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_workers() -> int:
+    """How many workers share this machine."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def own_cores() -> int:
     """Cores for this worker's own threads: its share of those that it may use, 1 to 16."""
-    workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(16, len(os.sched_getaffinity(0)) // max(1, workers)))
+    return max(1, min(16, len(os.sched_getaffinity(0)) // local_workers()))

@@ -192,6 +192,9 @@ def test_a_crf_from_shards_and_straight_from_images(wsssfast, real_cams, data, t
     assert LabelShards(out).identity["background_exponent"] == [1, 12]
     events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
     assert (events[0], events[-1], events.count("shard")) == ("begin", "end", 2)
+    words = ["--recipe", "mctformer", "--background", 0.4, "--crf-workers", 1]  # a flag wins
+    wsssfast("export-labels", "--cams", cams, *data, *words, "--out", tmp_path / "flag")
+    assert LabelShards(tmp_path / "flag").identity["background"] == [0.4]
     for worker in (0, 1):
         words = [*method, "--out", tmp_path / "two", "--worker", f"{worker}/2"]
         assert wsssfast("export-labels", "--cams", cams, *data, *words)[0] == 0
@@ -224,14 +227,17 @@ def test_wrong_calls_of_a_crf_get_one_line(wsssfast, real_cams, data, tmp_path):
         (["--cams", cams, *network[:2], *crf], "found both"),
         (crf, "Expected --cams or --checkpoint, found neither"),
         (["--cams", cams, *other, *crf], "found other images or labels"),
-        (["--cams", cams, *data, *crf, "--alpha", 2], "--alpha with --checkpoint"),
-        (["--cams", cams, *crf[2:], "--labels", "x.csv"], "--labels with --checkpoint"),
+        (["--cams", cams, *data, *crf, "--alpha", 2], "--alpha together with --checkpoint"),
+        (["--cams", cams, *crf[2:], "--labels", "x.csv"], "--labels together with --refine crf"),
+        (["--cams", cams, *crf[2:], "--certainty", 0.7], "--certainty together with"),
+        ([*network[:2], "--shard-size", 0, *data, *crf], "a shard size of at least 1"),
+        (["--cams", cams, *data, *crf, "--gaussian-sxy", 1e-6], "larger standard deviations"),
         (["--cams", cams, *data, *crf, "--bilateral-srgb", 0], "standard deviations above 0"),
         (["--cams", cams, *data, *crf, "--background-exponent", 4], "found both"),
     ):
         code, _, err = wsssfast("export-labels", *words, "--out", tmp_path / "n")
         assert (code, told in err, err.count("\n")) == (2, True, 1), err
-    assert not (tmp_path / "n").exists()
+    assert not list(tmp_path.glob("n/*.h5"))
     (tmp_path / "data" / "images" / "im1.png").write_bytes(b"no image")
     words = ["--cams", cams, *data, *crf, "--crf-workers", 1, "--out", tmp_path / "n"]
     code, text, err = wsssfast("export-labels", *words)

@@ -126,6 +126,9 @@ def crf_launches(arch: int) -> Iterator[tuple[str, object, str, dict, dict]]:
                     few = crf_triton.pixels_of(constants["PIXELS"], others)
                     changed = {"PIXELS": few, "OTHERS": others, "FIRST": 3, "SECOND": 6}
                     changed["END"] = others == 2
+                if others == 1:  # Triton takes arguments that are 1 as constants
+                    ones = ("others", "settings") if name == "slice" else ("columns",)
+                    changed |= dict.fromkeys(ones, 1)
                 if changed.get("COLUMNS", others) == others or others == 32:
                     yield kernel, function, "fp32", constants | changed, options
 

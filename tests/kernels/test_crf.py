@@ -1,5 +1,7 @@
 """The dense CRF: torch and Triton against the step-by-step reference and pydensecrf."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,9 +11,15 @@ from wsssfast.kernels import crf_reference, crf_torch
 from wsssfast.kernels.crf import Pairwise, pairwise_terms
 from wsssfast.kernels.permutohedral import build, concatenate
 
-pydensecrf = pytest.importorskip(
-    "pydensecrf.densecrf", reason="pydensecrf is not installed (pip install pydensecrf2)"
-)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS = [
+    "torch",
+    "triton",
+    pytest.param("pydensecrf", marks=pytest.mark.skipif(
+        find_spec("pydensecrf") is None, reason="pydensecrf is not installed"
+    )),
+]  # fmt: skip
+FAST = [backend for backend in BACKENDS if backend != "triton"]  # at sizes too slow interpreted
 RECIPES = {
     "label": {},
     "test": {"gaussian_sxy": 4, "bilateral_sxy": 83, "bilateral_srgb": 5, "bilateral_compat": 3},
@@ -44,21 +52,28 @@ def reference(image, unary, pairwise):
     return crf_reference.mean_field(image, unary.double(), terms, pairwise.iterations)
 
 
+def crf(images, unaries, pairwise=None, backend="auto"):
+    """Marginals on the CPU, computed where the backend runs."""
+    place = "cpu" if backend == "pydensecrf" else DEVICE
+    moved = [[one.to(place) for one in many] for many in (images, unaries)]
+    found = kernels.dense_crf(*moved, pairwise or Pairwise(), backend=backend)
+    return [marginals.cpu() for marginals in found]
+
+
 def distance(found, wanted):
     return (found - wanted).abs().max().item()
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("size", [(37, 53), (48, 20)])
-def test_torch_and_pydensecrf_follow_the_reference(recipe, size):
+@pytest.mark.parametrize(("size", "classes"), [((37, 53), 2), ((48, 20), 7)])
+def test_marginals_are_the_reference_s(backend, recipe, size, classes):
     pairwise = Pairwise(**RECIPES[recipe], iterations=ROUNDS)
-    for classes in (2, 7):
-        image, unary = scene(*size, classes, seed=classes)
-        wanted = reference(image, unary, pairwise)
-        for backend in ("torch", "pydensecrf"):
-            (found,) = kernels.dense_crf([image], [unary], pairwise, backend=backend)
-            assert distance(found, wanted) < BUDGET, (backend, classes)
-            assert torch.equal(found.argmax(0), wanted.argmax(0)), (backend, classes)
+    image, unary = scene(*size, classes, seed=classes)
+    wanted = reference(image, unary, pairwise)
+    (found,) = crf([image], [unary], pairwise, backend)
+    assert distance(found, wanted) < BUDGET
+    assert torch.equal(found.argmax(0), wanted.argmax(0))
 
 
 @pytest.mark.parametrize("sizes", [[(12, 17, 2)], [(1, 1, 3), (1, 20, 2), (14, 9, 5)]])
@@ -66,8 +81,8 @@ def test_triton_follows_torch_for_batches_of_any_sizes(sizes):
     scenes = [scene(h, w, k, seed=h + w, settings=(2,)) for h, w, k in sizes]
     images, unaries = [image for image, _ in scenes], [unary for _, unary in scenes]
     pairwise = Pairwise(iterations=3)
-    wanted = kernels.dense_crf(images, unaries, pairwise, backend="torch")
-    found = kernels.dense_crf(images, unaries, pairwise, backend="triton")
+    wanted = crf(images, unaries, pairwise, "torch")
+    found = crf(images, unaries, pairwise, "triton")
     for one, other in zip(found, wanted, strict=True):
         assert distance(one, other) < 2e-6
 
@@ -79,7 +94,7 @@ def test_images_side_by_side_share_nothing():
     together = pairwise_terms(images, Pairwise())
     energy = [F.pad(u.flatten(1), (0, 0, 3 - len(u), 0), value=torch.inf).t() for _, u in scenes]
     found = crf_torch.mean_field(together, torch.cat(energy)[:, None].contiguous(), 10)[:, 0]
-    alone = kernels.dense_crf(images, [unary for _, unary in scenes])
+    alone = crf(images, [unary for _, unary in scenes], backend="torch")
     for part, one in zip(found.split([len(e) for e in energy]), alone, strict=True):
         assert distance(part.t()[3 - len(one) :], one.flatten(1)) < BUDGET
 
@@ -95,23 +110,22 @@ def test_a_lattice_built_together_is_those_built_apart():
 
 def test_settings_side_by_side_are_those_of_their_own():
     image, unary = scene(25, 32, 4, settings=(2, 3))
-    (found,) = kernels.dense_crf([image], [unary])
+    (found,) = crf([image], [unary], backend="torch")
     assert found.shape == unary.shape
     for place in ((0, 0), (1, 2)):
-        (alone,) = kernels.dense_crf([image], [unary[place]])
+        (alone,) = crf([image], [unary[place]], backend="torch")
         assert distance(found[place], alone) < BUDGET
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 1), (2, 2), (9, 40)])
 @pytest.mark.parametrize("colour", ["scene", "black", "white"])
-def test_odd_and_single_coloured_images(size, colour):
+def test_odd_and_single_coloured_images(backend, size, colour):
     image, unary = scene(*size, 3)
     if colour != "scene":
         image = torch.full_like(image, 255 * (colour == "white"))
-    wanted = reference(image, unary, Pairwise())
-    for backend in ("torch", "pydensecrf"):
-        (found,) = kernels.dense_crf([image], [unary], backend=backend)
-        assert distance(found, wanted) < BUDGET, backend
+    (found,) = crf([image], [unary], backend=backend)
+    assert distance(found, reference(image, unary, Pairwise())) < BUDGET
 
 
 def test_noise_makes_a_vertex_of_every_pixel():
@@ -120,41 +134,51 @@ def test_noise_makes_a_vertex_of_every_pixel():
     image = torch.randint(0, 256, (40, 50, 3), generator=generator, dtype=torch.uint8)
     unary = torch.rand(5, 40, 50, generator=generator)
     pairwise = Pairwise(**RECIPES["irn"], iterations=ROUNDS)
-    (found,) = kernels.dense_crf([image], [unary], pairwise)
+    (found,) = crf([image], [unary], pairwise, "torch")
     assert distance(found, reference(image, unary, pairwise)) < BUDGET
-    assert torch.equal(kernels.dense_crf([image], [unary], pairwise)[0], found)
+    assert torch.equal(crf([image], [unary], pairwise, "torch")[0], found)
 
 
-def test_either_kernel_alone_none_and_no_rounds():
-    image, unary = scene(21, 30, 3)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_either_kernel_alone_none_and_no_rounds(backend):
+    image, unary = scene(12, 10, 3)
     start = torch.softmax(-unary, 0)
     for changes in ({"gaussian_compat": 0}, {"bilateral_compat": 0}):
-        pairwise = Pairwise(**changes)
-        (found,) = kernels.dense_crf([image], [unary], pairwise)
+        pairwise = Pairwise(**changes, iterations=2)
+        (found,) = crf([image], [unary], pairwise, backend)
         assert distance(found, reference(image, unary, pairwise)) < BUDGET
         assert distance(found, start) > 0.01
     for changes in ({"gaussian_compat": 0, "bilateral_compat": 0}, {"iterations": 0}):
-        for backend in ("torch", "pydensecrf", "triton"):
-            (found,) = kernels.dense_crf([image], [unary], Pairwise(**changes), backend=backend)
-            assert distance(found, start) < 1e-6, backend
+        (found,) = crf([image], [unary], Pairwise(**changes), backend)
+        assert distance(found, start) < 1e-6
 
 
-def test_one_class_is_certain_and_energies_may_be_huge():
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_one_class_is_certain_and_energies_may_be_huge(backend):
     image, unary = scene(12, 15, 1)
-    assert kernels.dense_crf([image], [unary])[0].eq(1).all()
+    assert crf([image], [unary], backend=backend)[0].eq(1).all()
     image, unary = scene(12, 15, 3)
-    unary *= 1000
-    for backend in ("torch", "triton"):
-        (found,) = kernels.dense_crf([image], [unary], backend=backend)
-        assert distance(found, reference(image, unary, Pairwise())) < BUDGET, backend
+    pairwise = Pairwise(iterations=3)
+    (found,) = crf([image], [1000 * unary], pairwise, backend)
+    assert distance(found, reference(image, 1000 * unary, pairwise)) < BUDGET
+
+
+def test_marginals_can_be_worked_on():
+    image, unary = scene(4, 5, 2)
+    (found,) = kernels.dense_crf([image], [unary], backend="torch")
+    found /= 2
+    assert found.sum(0).allclose(torch.tensor(0.5))
 
 
 def test_a_lattice_of_many_points_is_told_apart_and_of_too_many_refused():
     """Keys of positions and ranks that together exceed 64 bits."""
     far = [torch.tensor([0.0, 1e-3, 450.0, 2000.0]) * (i + 1) for i in range(5)]
     assert build(far).neighbours.shape[1] - 1 >= 3 * 6
+    for farther in (2, 1e5):  # more points than an int64 counts, more cells than float32 tells
+        with pytest.raises(ValueError, match="larger standard deviations"):
+            build([feature * farther for feature in far])
     with pytest.raises(ValueError, match="larger standard deviations"):
-        build([feature * 2 for feature in far])
+        crf(*([one] for one in scene(37, 53, 2)), Pairwise(gaussian_sxy=1e-6), "torch")
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_energies_are_clipped_logarithms_or_those_of_labels():
 def test_the_decision_over_constant_scores_is_the_threshold_s(background):
     options = LabelOptions("final", background)
     wanted = threshold(np.array(LABELS), CAM.numpy(), background)
-    assert np.array_equal(decide(class_scores(CAM, options), LABELS), wanted)
+    assert np.array_equal(decide(class_scores(CAM, options), LABELS, options), wanted)
     assert np.array_equal(pseudo_labels([CAM], [LABELS], [None], options)[0], wanted)
     assert (255 in wanted) is (len(background) == 2)
 
@@ -79,8 +79,7 @@ def test_a_crf_decides_by_the_marginals_of_pydensecrf(certainty):
         for scores in class_scores(CAM, options)
     )
     wanted = np.array([0, 2, 5], np.uint8)[strict.numpy()]
-    wanted[wanted == 0] = 255
-    wanted[lenient.numpy() == 0] = 0
+    wanted[(wanted == 0) & (lenient.numpy() > 0)] = 255
     found = pseudo_labels([CAM], [LABELS], [IMAGE], options)[0]
     assert np.array_equal(found, wanted)
     plain = pseudo_labels([CAM], [LABELS], [None], LabelOptions("final", (0.2, 0.6)))[0]
@@ -99,6 +98,16 @@ def test_images_without_labels_zero_maps_and_batches_of_any_sizes():
     for n in (0, 3):
         alone = pseudo_labels([cams[n]], [labels[n]], [images[n]], options)[0]
         assert np.array_equal(masks[n], alone)
+
+
+def test_where_both_settings_are_sure_of_different_things():
+    """Only a CRF can make it so: IRN keeps the class, PSA and MCTformer the background."""
+    marginals = torch.tensor([[0.2, 0.8], [0.7, 0.3]])[..., None, None]  # [G, 1 + K, 1, 1]
+    for options, wanted in (
+        (LabelOptions("final", (0.1, 0.3)), 5),
+        (LabelOptions("final", background_exponent=(1, 12)), 0),
+    ):
+        assert decide(marginals, (4,), options).tolist() == [[wanted]]
 
 
 @pytest.mark.parametrize("refine", ["none", "crf"])

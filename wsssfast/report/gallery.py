@@ -148,8 +148,8 @@ def _masks(
     caption = "pseudo-label"
     if sources.before is not None:
         caption = "pseudo-label after the CRF"
-        mask = unrefined(sources.shards, image_id, sources.before)
-        unary = [(mask, f"{sources.before.stage} before the CRF")]
+        plain = unrefined(sources.shards, image_id, sources.before)
+        unary = [(plain, f"{sources.before.stage} before the CRF")]
     if sources.labels is not None:
         if image_id in sources.labels.ids:
             pseudo = sources.labels.mask(image_id)

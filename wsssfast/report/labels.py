@@ -1,14 +1,13 @@
 """What a dense CRF did to the pseudo-labels: their masks and scores before and after."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from wsssfast.data.dataset import Dataset, Mask
+from wsssfast.errors import BadFile, WsssError
 from wsssfast.evaluate.labels import LabelScorer
-from wsssfast.evaluate.masks import Masks, naming
-from wsssfast.label_options import LabelOptions, options_of
+from wsssfast.label_options import LabelOptions, label_identity, options_of
 from wsssfast.pseudo_labels import pseudo_labels
 from wsssfast.shards.label_shards import LabelShards
 from wsssfast.shards.reader import CamShards
@@ -36,15 +35,13 @@ class LabelScore:
 def before_crf(shards: CamShards, labels: LabelShards) -> LabelOptions | None:
     """Options of the masks that label shards would hold without their CRF.
 
-    Args:
-        shards: CAMs.
-        labels: of those CAMs.
-
     Returns:
-        None where there was no CRF, or the shards lack the stage.
+        None where there was no CRF, or the labels were made from other CAMs.
     """
     options = options_of(labels.identity)
     if options is None or options.refine == "none" or options.stage not in shards.stages:
+        return None
+    if label_identity(shards.identity, options) != labels.identity:
         return None
     return replace(options, refine="none", certainty=None)
 
@@ -56,38 +53,40 @@ def unrefined(shards: CamShards, image_id: str, options: LabelOptions) -> Mask:
 
 
 def label_scores(
-    shards: CamShards,
-    labels: LabelShards,
-    dataset: Dataset,
-    progress: Callable[[int], None],
-    failed: dict[str, str],
+    shards: CamShards, labels: LabelShards, dataset: Dataset, failed: dict[str, str]
 ) -> list[LabelScore]:
-    """Score label shards, and before that what they were made from.
+    """Score label shards, and before that what they were made from, on the images of both.
 
     Args:
         shards: CAMs.
-        labels: of those CAMs.
+        labels: of their images.
         dataset: whose masks to score against.
-        progress: called with 1 for each image.
-        failed: gets id -> reason of what cannot be read.
+        failed: gets id -> reason of masks that cannot be used.
 
     Returns:
-        None, one or two; none where the data set has no masks.
+        One or two; none where no image has a mask.
     """
     options = before_crf(shards, labels)
-    before, after = LabelScorer(labels.class_names), LabelScorer(labels.class_names)
-    masks = Masks(labels, dataset, progress)
-    seen = 0
-    for image_id, mask in masks:
-        seen += 1
-        with naming(image_id):
-            after.add(labels.mask(image_id), mask)
-            if options and image_id in shards.ids:
-                before.add(unrefined(shards, image_id, options), mask)
-    failed.update(masks.failed)
-    found = [("before the CRF", before)] if options else []
-    name = "after the CRF" if options else "pseudo-labels"
-    return [_score(told, scorer) for told, scorer in [*found, (name, after)] if seen]
+    names = ("before the CRF", "after the CRF") if options else ("pseudo-labels",)
+    scorers = [LabelScorer(labels.class_names) for _ in names]
+    scored = 0
+    for image_id in sorted({*shards.ids} & {*labels.ids} & dataset.by_id.keys()):
+        try:
+            truth = dataset.load_mask(dataset.by_id[image_id])
+            if truth is None:
+                continue
+            found = [labels.mask(image_id)]
+            if options:
+                found.insert(0, unrefined(shards, image_id, options))
+            for scorer, mask in zip(scorers, found, strict=True):
+                scorer.add(mask, truth)
+        except (BadFile, WsssError) as error:
+            failed[image_id] = f"mask: {error}"
+        else:
+            scored += 1
+    if not scored:
+        return []
+    return [_score(name, scorer) for name, scorer in zip(names, scorers, strict=True)]
 
 
 def _score(name: str, scorer: LabelScorer) -> LabelScore:

@@ -118,11 +118,7 @@ def write_report(
     threshold = measured[stage].threshold if stage in measured else None
     before = before_crf(shards, labels) if labels is not None else None
     sources = Sources(shards, dataset, stages, stage, threshold, labels, model, before)
-    label_rows = (
-        label_scores(shards, labels, dataset, progress, failed)
-        if labels is not None and measured
-        else []
-    )
+    label_rows = label_scores(shards, labels, dataset, failed) if labels is not None else []
     chosen = choose(shards, dataset, stage, threshold, images, ids, failed)
     exhibits = [found for choice in chosen if (found := exhibit(sources, choice, failed))]
     scored = max((score.images for score in measured.values()), default=0)

@@ -31,8 +31,9 @@ class ShardRun:
         worker: tuple[int, int],
         lock: FolderLock,
         pace: Pace,
+        done: dict[int, Sidecar],
     ) -> None:
-        self.summary, self.pace = ExportSummary(), pace
+        self.summary, self.pace, self._done = ExportSummary(), pace, done
         self._out, self._kind, self._shards, self._count = out, kind, shards, count
         self._worker, self._lock, self._counting = worker, lock, threading.Lock()
 
@@ -43,14 +44,15 @@ class ShardRun:
         has begun: a slow or dead worker's are done by the others, or by the next run.
 
         Args:
-            current: whether a shard that was done can stay as it is.
+            current: whether a shard that was done before this run can stay as it is.
         """
         rank, workers = self._worker
         for index in sorted(self._shards, key=lambda n: (n % workers != rank, n)):
             if not self._lock.claim(index):
                 continue
             finished = done_shard(self._out, self._kind, index, self._count)
-            if finished and current(index, finished):
+            anew = finished != self._done.get(index)  # by another worker meanwhile
+            if finished and (anew or current(index, finished)):
                 with self._counting:
                     self.summary.add(finished, written=False)
                 self.pace.advance(self._shards[index], len(finished.failed), before=True)
@@ -114,7 +116,7 @@ def shard_run(
                            alone=workers == 1)  # fmt: skip
         before = _images(done.values())
         pace = Pace(sum(shards.values()), before, workers, watch)
-        run = ShardRun(out, kind, shards, count, worker, lock, pace)
+        run = ShardRun(out, kind, shards, count, worker, lock, pace, done)
         pace.tell("begin", worker=f"{rank}/{workers}", shards=len(shards), **begin)
         yield run
     summary = run.summary
