@@ -35,7 +35,7 @@ part() {
 # Away from the sources, or their folders would be taken for the packages.
 if ! (cd / && "$PYTHON" -P -c 'import wsssfast.kernels') 2>/dev/null; then
     rm -rf .device build/lib build/bdist.*
-    part install 45 "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation \
+    part install 30 "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation \
         --target .device .
     export PYTHONPATH="$PWD/.device${PYTHONPATH:+:$PYTHONPATH}"
 fi
@@ -53,7 +53,7 @@ large=(--classes 80 --size 768x768)         # N = 2304
 # The limits add up to less than 10 minutes. Cases that --limit leaves out are listed as such; those
 # of float32 take longest and come last. A warning of another package here is no failure.
 pytest=("${run[@]}" -m pytest -q -p no:cacheprovider -W default)
-part tests-gpu 60 "${pytest[@]}" -m gpu tests/gpu tests/kernels tests/wsssfast/test_bench.py
+part tests-gpu 50 "${pytest[@]}" -m gpu tests/gpu tests/kernels tests/wsssfast/test_bench.py
 part tests-kernels 60 "${pytest[@]}" -m "not slow and not gpu" tests/kernels
 part forward-20 65 "${bench[@]}" --what forward "${small[@]}" --precision bf16,fp16,fp32 \
     --no-compile --seconds 1 --limit 45 --json "$work/1-forward-20.json"
@@ -67,6 +67,7 @@ part operations-20 50 "${bench[@]}" --what operations "${small[@]}" --precision 
     --seconds 0.3 --limit 35 --json "$work/5-operations-20.json"
 part operations-80 55 "${bench[@]}" --what operations "${large[@]}" --precision bf16,fp32 \
     --seconds 0.3 --limit 35 --json "$work/6-operations-80.json"
+part crf 40 "${run[@]}" benchmarks/crf_gpu.py --json "$OUT/crf.json"
 if [ -n "${DATA:-}" ] && [ -d "$DATA" ]; then
     part export 45 "${run[@]}" benchmarks/gpu.py export --data "$DATA" \
         --dataset "${DATASET:-folder}" ${SPLIT:+--split "$SPLIT"} ${LABELS:+--labels "$LABELS"} \

@@ -238,11 +238,11 @@ def test_sigterm_ends_as_an_interruption(tmp_path):
     assert ended.returncode == 4 and "Interrupted" in ended.stderr
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("kind", "workers"), [("cams", 1), ("cams", 2), ("labels", 2)])
 @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_nothing_is_lost_or_done_twice(tmp_path, kills, workers):
+def test_killed_at_random_moments_nothing_is_lost_or_done_twice(tmp_path, kills, kind, workers):
     script = Path(__file__).parents[1] / "helpers" / "killed.py"
-    words = [sys.executable, script, tmp_path, str(kills), str(workers)]
+    words = [sys.executable, script, tmp_path, str(kills), str(workers), kind]
     ended = subprocess.run(words, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith(f"{kills} killed")
