@@ -59,10 +59,17 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--split")
     parser.add_argument("--stage", default="final")
+    parser.add_argument(
+        "--constants",
+        default="3,3,80,13,10",
+        help="Gaussian sxy, compat, bilateral sxy, srgb, compat",
+    )
+    parser.add_argument("--every", type=int, default=1, help="of the images, one in so many")
     args = parser.parse_args()
     shards = CamShards(args.cams)
     dataset = open_dataset(args.dataset, args.data_root, args.split)
-    ids = sorted(i for i in shards if i in dataset.by_id)
+    ids = sorted(i for i in shards if i in dataset.by_id)[:: args.every]
+    pairwise = Pairwise(*map(float, args.constants.split(",")))
     of = len(shards.class_names) + 1
     totals = {name: np.zeros((2, len(SETTINGS), of, of), np.int64) for name in ("cam", "crf")}
     for n, image_id in enumerate(ids):
@@ -76,7 +83,7 @@ def main() -> None:
             else torch.zeros(len(SETTINGS), 1, *truth.shape)
         )
         image = torch.from_numpy(np.array(dataset.load_image(item)))
-        refined = dense_crf([image], [energies(scores)], Pairwise())[0]
+        refined = dense_crf([image], [energies(scores)], pairwise)[0]
         totals["cam"][n % 2] += confusion(scores, classes, truth, of)
         totals["crf"][n % 2] += confusion(refined, classes, truth, of)
     found = {}
@@ -95,7 +102,8 @@ def main() -> None:
             for best in [part.start + int(on_even[part].argmax())]
         }  # fmt: skip
     print(json.dumps({
-        "benchmark": "crf_quality", **machine("cpu"), "stage": args.stage, "images": len(ids),
+        "benchmark": "crf_quality", **machine("cpu"), "stage": args.stage, "constants": args.constants,
+        "images": len(ids),
         "odd_half": len(ids) // 2, "miou": found,
     }))  # fmt: skip
 
