@@ -102,7 +102,8 @@ def main() -> None:
             for best in [part.start + int(on_even[part].argmax())]
         }  # fmt: skip
     print(json.dumps({
-        "benchmark": "crf_quality", **machine("cpu"), "stage": args.stage, "constants": args.constants,
+        "benchmark": "crf_quality", **machine("cpu"), "stage": args.stage,
+        "constants": args.constants,
         "images": len(ids),
         "odd_half": len(ids) // 2, "miou": found,
     }))  # fmt: skip
