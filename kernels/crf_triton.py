@@ -18,8 +18,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wsssfast.kernels import launch
+from wsssfast.kernels.backend import interpreted
 from wsssfast.kernels.permutohedral import Lattice
+
+LAUNCH = {  # block sizes of each kernel, and of the interpreter's few large programs
+    "splat": ({"PIECES": 32, "ENTRIES": 32}, {"PIECES": 128, "ENTRIES": 8}),
+    "join": ({"VERTICES": 64, "COLUMNS": 16}, {"VERTICES": 128, "COLUMNS": 4}),
+    "blur": ({"VERTICES": 64, "COLUMNS": 16}, {"VERTICES": 128, "COLUMNS": 4}),
+    "slice": ({"PIXELS": 512}, {"PIXELS": 128}),
+}
+OPTIONS = {"num_warps": 4, "num_stages": 1}
+
+
+def settings(kernel: str) -> dict[str, int]:
+    """Keyword arguments of a launch."""
+    return {**LAUNCH[kernel][interpreted()], **OPTIONS}
 
 
 @triton.jit
@@ -179,7 +192,7 @@ def mean_field(lattices: list[Lattice], unary: Tensor, iterations: int) -> Tenso
         return torch.ones_like(unary)
     others = classes - 1
     start = (unary[..., -1:] - unary[..., :-1]).reshape(pixels, -1)
-    entries = launch.settings("crf_splat", start, 0)["ENTRIES"]
+    entries = settings("splat")["ENTRIES"]
     pieces = [_pieces(lattice, entries) for lattice in lattices]
     maps = torch.empty_like(start)
     with torch.cuda.device_of(unary):
@@ -202,20 +215,20 @@ def mean_field(lattices: list[Lattice], unary: Tensor, iterations: int) -> Tenso
 def _splat(lattice: Lattice, cut: _Pieces, maps: Tensor) -> Tensor:
     columns, pieces = maps.shape[1], len(cut.begin) - 1
     sums = torch.empty(pieces, columns, device=maps.device)
-    chosen = launch.settings("crf_splat", maps, 0)
+    chosen = settings("splat")
     crf_splat_kernel[(-(-pieces // chosen["PIECES"]),)](
         maps, lattice.splat_pixel, lattice.splat_weight, cut.begin, sums, pieces, columns, **chosen
     )
     vertices = len(cut.of_vertex) - 1
     out = torch.empty(vertices, columns, device=maps.device)
-    grid, chosen = _vertex_tiles("crf_join", maps, vertices)
+    grid, chosen = _vertex_tiles("join", columns, vertices)
     crf_join_kernel[grid](sums, cut.of_vertex, out, vertices, columns, **chosen)
     return out
 
 
 def _blur(lattice: Lattice, vertices: Tensor) -> Tensor:
     count, columns = vertices.shape
-    grid, chosen = _vertex_tiles("crf_blur", vertices, count)
+    grid, chosen = _vertex_tiles("blur", columns, count)
     other = torch.empty_like(vertices)
     for axis in lattice.neighbours:
         crf_blur_kernel[grid](vertices, axis, other, count, columns, **chosen)
@@ -224,11 +237,11 @@ def _blur(lattice: Lattice, vertices: Tensor) -> Tensor:
 
 
 def _vertex_tiles(
-    kernel: str, like: Tensor, vertices: int
+    kernel: str, columns: int, vertices: int
 ) -> tuple[tuple[int, int], dict[str, int]]:
-    chosen = launch.settings(kernel, like, 0)
-    chosen["COLUMNS"] = min(chosen["COLUMNS"], triton.next_power_of_2(like.shape[1]))
-    grid = (-(-vertices // chosen["VERTICES"]), -(-like.shape[1] // chosen["COLUMNS"]))
+    chosen = settings(kernel)
+    chosen["COLUMNS"] = min(chosen["COLUMNS"], triton.next_power_of_2(columns))
+    grid = (-(-vertices // chosen["VERTICES"]), -(-columns // chosen["COLUMNS"]))
     return grid, chosen
 
 
@@ -249,11 +262,11 @@ def _slice(
     ]
     nothing = (start, start, start)  # never read
     first, second = [*tables, nothing, nothing][:2]
-    chosen = launch.settings("crf_slice", start, 0)
+    chosen = settings("slice")
     columns = triton.next_power_of_2(others)
     chosen["PIXELS"] = pixels_of(chosen["PIXELS"], columns)
-    settings = width // others
-    crf_slice_kernel[(-(-pixels // chosen["PIXELS"]), settings)](
-        start, *first, *second, out, pixels, others, settings,
+    groups = width // others
+    crf_slice_kernel[(-(-pixels // chosen["PIXELS"]), groups)](
+        start, *first, *second, out, pixels, others, groups,
         FIRST=corners[0], SECOND=corners[1], END=end, OTHERS=columns, **chosen,
     )  # fmt: skip

@@ -111,26 +111,24 @@ def launches(arch: int) -> Iterator[tuple[str, object, str, dict, dict]]:
                             yield kernel, function, dtype, few, options
 
 
-def crf_launches(arch: int) -> Iterator[tuple[str, object, str, dict, dict]]:
-    """The same of the dense CRF's kernels, for 2, 3, 21 and 81 classes."""
-    for name in ("splat", "join", "blur", "slice"):
+def crf_launches() -> Iterator[tuple[str, object, str, dict, dict]]:
+    """The same of the dense CRF's kernels, alike on all architectures, for 2 to 129 classes."""
+    for name, (shipped, _) in crf_triton.LAUNCH.items():
         kernel, function = f"crf_{name}", getattr(crf_triton, f"crf_{name}_kernel")
-        for row in rows(kernel, arch, 32, 0):
-            constants = {k: v for k, v in row.items() if k.isupper()}
-            options = {k: row[k] for k in ("num_warps", "num_stages")}
-            for others in (1, 2, 32, 128) if name != "splat" else (1,):
-                changed = {}
-                if "COLUMNS" in constants:
-                    changed = {"COLUMNS": min(constants["COLUMNS"], others)}
-                elif name == "slice":
-                    few = crf_triton.pixels_of(constants["PIXELS"], others)
-                    changed = {"PIXELS": few, "OTHERS": others, "FIRST": 3, "SECOND": 6}
-                    changed["END"] = others == 2
-                if others == 1:  # Triton takes arguments that are 1 as constants
-                    ones = ("others", "settings") if name == "slice" else ("columns",)
-                    changed |= dict.fromkeys(ones, 1)
-                if changed.get("COLUMNS", others) == others or others == 32:
-                    yield kernel, function, "fp32", constants | changed, options
+        constants, options = dict(shipped), crf_triton.OPTIONS
+        for others in (1, 2, 32, 128) if name != "splat" else (1, 2):
+            changed = {}
+            if "COLUMNS" in constants:
+                changed = {"COLUMNS": min(constants["COLUMNS"], others)}
+            elif name == "slice":
+                few = crf_triton.pixels_of(constants["PIXELS"], others)
+                changed = {"PIXELS": few, "OTHERS": others, "FIRST": 3, "SECOND": 6}
+                changed["END"] = others == 2
+            if others == 1:  # Triton takes arguments that are 1 as constants
+                ones = ("others", "settings") if name == "slice" else ("columns",)
+                changed |= dict.fromkeys(ones, 1)
+            if changed.get("COLUMNS", others) == others or others == 32:
+                yield kernel, function, "fp32", constants | changed, options
 
 
 def rows(kernel: str, arch: int, bits: int, width: int) -> list[launch.Row]:
@@ -219,7 +217,7 @@ def main() -> int:
     found = []
     for arch in map(int, chosen.arch.split(",")):
         seen = set()
-        for kernel, function, dtype, constants, options in (*launches(arch), *crf_launches(arch)):
+        for kernel, function, dtype, constants, options in (*launches(arch), *crf_launches()):
             if (chosen.first and kernel in seen) or chosen.kernel not in ("", kernel):
                 continue
             seen.add(kernel)
