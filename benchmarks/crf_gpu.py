@@ -15,17 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from wsssfast.bench.energies import smooth_energies
 from wsssfast.bench.report import machine
 from wsssfast.data import open_dataset
 from wsssfast.kernels import dense_crf
-
-
-def smooth_energies(classes: int, size: tuple[int, int], seed: int) -> torch.Tensor:
-    """-log of smooth random scores [K, H, W]."""
-    coarse = torch.rand(1, classes, 12, 16, generator=torch.Generator().manual_seed(seed))
-    return -F.interpolate(coarse, size, mode="bilinear")[0].clamp(1e-5, 1).log()
 
 
 def rate(images: list, energies: list, backend: str, rounds: int) -> tuple[float, list]:

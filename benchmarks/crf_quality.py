@@ -16,6 +16,7 @@ import torch
 
 from wsssfast.bench.report import machine
 from wsssfast.data import open_dataset
+from wsssfast.data.dataset import IGNORE
 from wsssfast.kernels import Pairwise, dense_crf
 from wsssfast.pseudo_labels import energies
 from wsssfast.shards import CamShards
@@ -23,7 +24,6 @@ from wsssfast.shards import CamShards
 SCORES = tuple(round(0.1 + 0.05 * n, 2) for n in range(13))  # 0.1 to 0.7
 EXPONENTS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
 SETTINGS = tuple(f"score {s:g}" for s in SCORES) + tuple(f"exponent {a:g}" for a in EXPONENTS)
-IGNORED = 255
 
 
 def all_scores(cam: torch.Tensor) -> torch.Tensor:
@@ -36,7 +36,7 @@ def all_scores(cam: torch.Tensor) -> torch.Tensor:
 
 def confusion(scores: torch.Tensor, classes: np.ndarray, truth: np.ndarray, of: int) -> np.ndarray:
     """Counts int64 [settings, of, of] of (truth, found)."""
-    valid = truth != IGNORED
+    valid = truth != IGNORE
     wanted = truth[valid].astype(np.int64)
     counts = [
         np.bincount(wanted * of + classes[one.argmax(0).numpy()[valid]], minlength=of * of)
