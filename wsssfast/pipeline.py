@@ -89,7 +89,6 @@ def compute_shards(
                     with pace.waiting("write"):
                         writing.result()
                 writing = writer.submit(write, work)
-                give_back()
                 if not overlap:
                     with pace.waiting("write"):
                         writing.result()
@@ -217,6 +216,7 @@ def _collected(launched: Iterator[_Launched], pace: Pace) -> Iterator[ShardWork]
         else:
             with pace.waiting("device"):
                 grids = maps.grids()
+            give_back()
             before = len(work.failed)
             for item, labels, stages in zip(batch.items, maps.labels, grids, strict=True):
                 try:
