@@ -11,7 +11,7 @@ from wsssfast.errors import BadFile
 from wsssfast.loader import TOO_LARGE
 from wsssfast.models.classifier import ClassTokenViT
 
-_PATCHES_CPU = 4608  # more in a forward pass gain nothing on a CPU (docs/export.md)
+_PATCHES_CPU = 2304  # more in a forward pass gain nothing on a CPU (docs/export.md)
 _MOST_CUDA = 64  # images a forward pass; more gain nothing
 _CGROUP = Path("/sys/fs/cgroup")
 _RAN_OUT = (  # of PyTorch's, CUDA's, cuBLAS's, Triton's and C++'s errors

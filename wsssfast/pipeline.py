@@ -1,9 +1,10 @@
 """From batches of images to the records of shards, with a device that is never kept waiting.
 
-Threads decode the next batches while the network runs, maps of the last batch come back meanwhile,
-and one more thread writes what is complete.
+Threads decode the next batches while the network runs, on a CPU on several batches at a time; maps
+of the last batch come back meanwhile, and one more thread writes what is complete.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from wsssfast.cam_options import CamOptions
 from wsssfast.compute import BatchMaps, Pixels, batch_maps, prepare
 from wsssfast.data.dataset import Dataset, Item
 from wsssfast.errors import BadFile, WsssError
+from wsssfast.lanes import lanes
 from wsssfast.loader import Batch, load_batches
 from wsssfast.memory import give_back, good_batch, most_images, ran_out
 from wsssfast.models.classifier import ClassTokenViT
@@ -118,6 +120,10 @@ class _BatchSizes:
         wanted = self._wanted or good_batch(self._model, size, self._options)
         return min(fits, wanted, max(1, int(fits * self._share)))
 
+    def share(self, batch: Batch[Pixels]) -> float:
+        """Of the memory that batches may take together, what one takes by the estimate."""
+        return len(batch.pixels) / self._fits(batch.size) if batch.pixels else 0.0
+
     def fitted(self) -> None:
         """A batch found its memory."""
         self._in_vain = 0
@@ -152,53 +158,51 @@ def _launched(
     sizes: _BatchSizes,
     pace: Pace,
 ) -> Iterator[_Launched]:
-    """Batches whose computation has begun, one ahead of the one that is waited for."""
-    before: _Launched | None = None
-    while True:
-        with pace.waiting("decode"):
-            batch = next(batches, None)
-        if batch is None:
-            break
-        for part in _parts(model, batch, options, sizes, pace):
-            if before:
-                yield before
-            before = part
-    if before:
-        yield before
+    """Batches whose computation has begun, with others begun after them."""
+    begun: deque[tuple[Future[list[_Launched]], float]] = deque()
+
+    def oldest() -> list[_Launched]:
+        with pace.waiting("device"):
+            return begun.popleft()[0].result()
+
+    with lanes(next(model.parameters()).device) as (submit, ahead):
+        while True:
+            with pace.waiting("decode"):
+                batch = next(batches, None)
+            if batch is None:
+                break
+            share = sizes.share(batch)
+            while begun and (len(begun) == ahead or share + sum(taken for _, taken in begun) > 1):
+                yield from oldest()
+            with pace.waiting("device"):
+                begun.append((submit(_parts, model, batch, options, sizes), share))
+        while begun:
+            yield from oldest()
 
 
 def _parts(
-    model: ClassTokenViT,
-    batch: Batch[Pixels],
-    options: CamOptions,
-    sizes: _BatchSizes,
-    pace: Pace,
-) -> Iterator[_Launched]:
+    model: ClassTokenViT, batch: Batch[Pixels], options: CamOptions, sizes: _BatchSizes
+) -> list[_Launched]:
     """A batch with its maps, as several where there is not enough memory for all at once."""
     if batch.error or not batch.items:
-        yield batch, None
-        return
+        return [(batch, None)]
     try:
-        with pace.waiting("device"):
-            labels = [item.labels for item in batch.items]
-            maps = batch_maps(model, batch.pixels, labels, options)
+        labels = [item.labels for item in batch.items]
+        maps = batch_maps(model, batch.pixels, labels, options)
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
         maps = None
     if maps:
         sizes.fitted()
-        yield batch, maps
-        return
+        return [(batch, maps)]
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     sizes.too_many(len(batch.items), batch.size)
     if len(batch.items) == 1:
         reason = f"not enough memory for {batch.size[0]}x{batch.size[1]} pixels"
-        yield Batch(batch.shard, batch.items, error=reason), None
-        return
-    for half in batch.halves():
-        yield from _parts(model, half, options, sizes, pace)
+        return [(Batch(batch.shard, batch.items, error=reason), None)]
+    return [part for half in batch.halves() for part in _parts(model, half, options, sizes)]
 
 
 def _collected(launched: Iterator[_Launched], pace: Pace) -> Iterator[ShardWork]:

@@ -63,7 +63,7 @@ def test_a_batch_that_finds_no_memory_is_tried_as_halves(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "batch_maps", hungry)
     summary = export_cams(tiny_model(), data, tmp_path / "out", ALL, batch_size=8)
     assert summary.failed == {} and summary.images == 12
-    assert tried[:4] == [8, 4, 2, 2]
+    assert (tried.count(8), tried.count(2)) == (1, 6)
     export_cams(tiny_model(), data, tmp_path / "two", ALL, batch_size=2)
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "two")
 

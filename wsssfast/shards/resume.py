@@ -83,8 +83,7 @@ def done_shards(
         for path in out.glob(f"{kind}-*-of-*"):
             path.unlink()
     if alone:
-        for path in out.glob(f".{kind}-*.partial"):
-            path.unlink()
+        remove_unfinished(out, f"{kind}-*")
     if not resume:
         require_empty(out, besides=lock.NAME)
     done = {}
@@ -101,6 +100,12 @@ def done_shard(out: Path, kind: str, index: int, count: int) -> Sidecar | None:
     if not (out / f"{stem}.json").is_file() or not (out / f"{stem}.h5").is_file():
         return None
     return read_sidecar(out / f"{stem}.json")
+
+
+def remove_unfinished(out: Path, stems: str) -> None:
+    """Remove what killed runs left half written of shards that nobody has in hand."""
+    for path in out.glob(f".{stems}.*.partial"):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -9,9 +9,15 @@ from typing import Any
 
 from wsssfast.errors import WsssError
 from wsssfast.pace import Pace, Watch
-from wsssfast.shards.format import Sidecar, canonical, stored_bytes
+from wsssfast.shards.format import Sidecar, canonical, shard_stem, stored_bytes
 from wsssfast.shards.lock import FolderLock, folder_lock
-from wsssfast.shards.resume import ExportSummary, done_shard, done_shards, telling_full_disk
+from wsssfast.shards.resume import (
+    ExportSummary,
+    done_shard,
+    done_shards,
+    remove_unfinished,
+    telling_full_disk,
+)
 
 
 class ShardRun:
@@ -58,6 +64,7 @@ class ShardRun:
                 self.pace.advance(self._shards[index], len(finished.failed), before=True)
                 self._lock.release(index)
             else:
+                remove_unfinished(self._out, shard_stem(self._kind, index, self._count))
                 yield index
 
     def write(self, index: int, make: Callable[[], Sidecar]) -> None:
