@@ -30,7 +30,9 @@ from wsssfast.kernels import (
     modulation,
     propagation,
     selection,
+    walk_triton,
 )
+from wsssfast.kernels.affinity import OFFSETS
 from wsssfast.kernels.backend import MOST_PATCHES
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
@@ -46,8 +48,10 @@ _SIZES = (
     "VERTICES",
     "PIXELS",
     "OTHERS",
+    "CELLS",
 )
 BITS = {"fp16": 16, "bf16": 16, "fp32": 32}
+_SCALARS = {"scale": "fp32", "weight": "fp32", "whole": "i64"}  # all others: i32
 _POINTERS = {
     "select": {"similarity_ptr": "fp32", "threshold_ptr": "i32", "cut_ptr": "i32"},
     "modulate": {"similarity_ptr": "fp32", "threshold_ptr": "i32", "cut_ptr": "i32",
@@ -64,6 +68,8 @@ _POINTERS = {
     "crf_slice": {"start_ptr": "fp32", "first_ptr": "fp32", "first_vertex_ptr": "i32",
                   "first_weight_ptr": "fp32", "second_ptr": "fp32", "second_vertex_ptr": "i32",
                   "second_weight_ptr": "fp32", "out_ptr": "fp32"},
+    "walk": {"weight_ptr": "fp64", "sums_ptr": "fp64", "map_ptr": "fp64", "offset_ptr": "i32",
+             "about_ptr": "i64"},
 }  # fmt: skip
 
 
@@ -131,6 +137,12 @@ def crf_launches() -> Iterator[tuple[str, object, str, dict, dict]]:
                 yield kernel, function, "fp32", constants | changed, options
 
 
+def walk_launches() -> Iterator[tuple[str, object, str, dict, dict]]:
+    """The same of the random walk's one kernel."""
+    constants = {"OFFSETS": len(OFFSETS), **walk_triton.LAUNCH[0]}
+    yield "walk", walk_triton.walk_kernel, "fp64", constants, walk_triton.OPTIONS
+
+
 def rows(kernel: str, arch: int, bits: int, width: int) -> list[launch.Row]:
     """The rows that some size takes."""
     found = []
@@ -152,7 +164,7 @@ def compile_one(kernel, function, dtype, constants, options, arch: int) -> dict:
         if name in constants:
             signature[name] = "constexpr"
             continue
-        signature[name] = pointers.get(name, "fp32" if name in ("scale", "weight") else "i32")
+        signature[name] = pointers.get(name, _SCALARS.get(name, "i32"))
         if name in pointers or name.endswith("_stride"):
             divisible[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(
@@ -217,7 +229,11 @@ def main() -> int:
     found = []
     for arch in map(int, chosen.arch.split(",")):
         seen = set()
-        for kernel, function, dtype, constants, options in (*launches(arch), *crf_launches()):
+        for kernel, function, dtype, constants, options in (
+            *launches(arch),
+            *crf_launches(),
+            *walk_launches(),
+        ):
             if (chosen.first and kernel in seen) or chosen.kernel not in ("", kernel):
                 continue
             seen.add(kernel)

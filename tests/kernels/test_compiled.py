@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[1] / "helpers" / "compiled.py"
-KERNELS = {"mean", "given", "flash", "select", "modulate", "propagate"} | {
+KERNELS = {"mean", "given", "flash", "select", "modulate", "propagate", "walk"} | {
     f"crf_{step}" for step in ("splat", "join", "blur", "slice")
 }
 

@@ -1,6 +1,7 @@
 """The classifier: a plain ViT with one class token per class (method §1)."""
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -169,6 +170,20 @@ class ClassTokenViT(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x
+
+    def tokens_after(self, images: Tensor, blocks: Collection[int]) -> list[Tensor]:
+        """Patch tokens [B, N, D] after some of the blocks, counted from 1, before any final norm.
+
+        Args:
+            images: [B, 3, H, W], normalised.
+            blocks: after which, ascending.
+        """
+        x, kept = self._embed(images), []
+        for number, block in enumerate(self.blocks, 1):
+            x = block(x)
+            if number in blocks:
+                kept.append(x[:, self.num_classes :])
+        return kept
 
     @torch.no_grad()
     def capture(
