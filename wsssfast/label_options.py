@@ -29,6 +29,8 @@ class LabelOptions:
         crf: constants of the CRF.
         certainty: the CRF starts not from the scores but from the mask that they make without it,
             which is right with this probability (IRN: 0.7).
+        cell: side in pixels of the squares whose mean score decides together; the mask has a value
+            for each, as AffinityNet is trained on (8).
     """
 
     stage: str
@@ -37,6 +39,7 @@ class LabelOptions:
     refine: Literal["none", "crf"] = "none"
     crf: Pairwise = LABEL_CRF
     certainty: float | None = None
+    cell: int = 1
 
     def __post_init__(self) -> None:
         scores, exponents = self.background, self.background_exponent
@@ -58,6 +61,8 @@ class LabelOptions:
                 "first, found "
                 f"{_listed(exponents)}."
             )
+        if not 1 <= self.cell <= 256:
+            raise WsssError(f"Expected cells of 1 to 256 pixels, found {self.cell}.")
         if self.certainty is not None and not 0.5 <= self.certainty < 1:
             raise WsssError(f"Expected a certainty from 0.5 to below 1, found {self.certainty:g}.")
 
@@ -78,6 +83,8 @@ class LabelOptions:
             told |= {f"crf_{key}": value for key, value in asdict(self.crf).items()}
             if self.certainty is not None:
                 told["certainty"] = self.certainty
+        if self.cell > 1:
+            told["cell"] = self.cell
         return told
 
 
@@ -116,6 +123,7 @@ def options_of(identity: dict[str, Any]) -> LabelOptions | None:
             identity["refine"],
             Pairwise(**constants),
             identity.get("certainty"),
+            identity.get("cell", 1),
         )
     except (KeyError, TypeError, ValueError, WsssError):
         return None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -92,16 +93,17 @@ def pseudo_labels(
         backend: of the CRF.
 
     Returns:
-        uint8 [H, W] each: 0 background, class + 1, 255 ignore.
+        uint8 [H, W] each, or of its cells: 0 background, class + 1, 255 ignore.
 
     Raises:
         BadFile: a CAM that is not finite.
     """
     if not all(cam.isfinite().all() for cam in cams):
         raise BadFile(NOT_FINITE)
-    masks = [np.zeros(tuple(cam.shape[1:]), np.uint8) for cam in cams]
+    sizes = [tuple(-(-side // options.cell) for side in cam.shape[1:]) for cam in cams]
+    masks = [np.zeros(size, np.uint8) for size in sizes]
     some = [n for n, of_image in enumerate(labels) if len(of_image)]
-    if options.refine == "none" and options.background:
+    if options.refine == "none" and options.background and options.cell == 1:
         for n in some:
             known = np.asarray(labels[n], np.int64)
             masks[n] = threshold(known, cams[n].cpu().numpy(), options.background)
@@ -112,5 +114,18 @@ def pseudo_labels(
         unaries = [energies(one, options.certainty) for one in scores]
         scores = dense_crf(pixels, unaries, options.crf, backend=backend)
     for n, one in zip(some, scores, strict=True):
-        masks[n] = decide(one, labels[n], options)
+        masks[n] = decide(by_cell(one, options.cell), labels[n], options)
     return masks
+
+
+def by_cell(scores: Tensor, cell: int) -> Tensor:
+    """Mean scores [..., ceil(H / cell), ceil(W / cell)] of squares, 0 beyond the image ([A]).
+
+    Args:
+        scores: [..., H, W].
+        cell: side of a square.
+    """
+    if cell == 1:
+        return scores
+    height, width = scores.shape[-2:]
+    return F.avg_pool2d(F.pad(scores, (0, -width % cell, 0, -height % cell)), cell)

@@ -6,7 +6,7 @@ import torch
 
 from wsssfast.errors import BadFile, WsssError
 from wsssfast.kernels import Pairwise, dense_crf
-from wsssfast.label_options import LabelOptions, label_identity
+from wsssfast.label_options import LabelOptions, label_identity, options_of
 from wsssfast.pseudo_labels import class_scores, decide, energies, pseudo_labels
 from wsssfast.threshold import threshold
 
@@ -149,3 +149,42 @@ def test_the_identity_names_what_takes_part_and_nothing_else():
         "crf_bilateral_sxy", "crf_bilateral_srgb", "crf_bilateral_compat", "crf_iterations",
     }  # fmt: skip
     assert "background" not in refined
+
+
+def psa_cells(low, high, cell):
+    """Ahn and Kwak's labels of cells from two CRFs' probabilities [K, H, W], one cell at a time."""
+    _, height, width = low.shape
+    rows, columns = -(-height // cell), -(-width // cell)
+    mask = np.zeros((rows, columns), np.uint8)
+    for y in range(rows):
+        for x in range(columns):
+            square = np.s_[:, y * cell : (y + 1) * cell, x * cell : (x + 1) * cell]
+            by_low, by_high = (part[square].sum((1, 2)).argmax() for part in (low, high))
+            mask[y, x] = 0 if by_high == 0 else 255 if by_low == 0 else LABELS[by_low - 1] + 1
+    return mask
+
+
+@pytest.mark.parametrize("cell", [8, 7, 32])
+def test_cells_are_decided_by_their_mean_scores(cell):
+    options = LabelOptions("final", background_exponent=(0.5, 1), refine="crf", cell=cell)
+    found = pseudo_labels([CAM], [LABELS], [IMAGE], options)[0]
+    energy = energies(class_scores(CAM, options))
+    low, high = dense_crf([torch.from_numpy(IMAGE)], [energy], options.crf)[0].numpy()
+    assert np.array_equal(found, psa_cells(low, high, cell))
+    assert cell != 8 or {0, 255} < set(found.flatten())
+    plain = LabelOptions("final", (0.4,), cell=cell)
+    scores = class_scores(CAM, plain)[0].numpy()
+    assert np.array_equal(
+        pseudo_labels([CAM], [LABELS], [None], plain)[0], psa_cells(scores, scores, cell)
+    )
+    assert not pseudo_labels([CAM[:0]], [()], [None], plain)[0].any()
+
+
+def test_cells_are_part_of_the_identity():
+    cams = {"class_names": ["a"], "weights": "x"}
+    options = LabelOptions("final", background_exponent=(1, 12), refine="crf", cell=8)
+    identity = label_identity(cams, options)
+    assert identity["cell"] == 8 and options_of(identity) == options
+    assert "cell" not in label_identity(cams, LabelOptions("final", (0.4,)))
+    with pytest.raises(WsssError, match="cells of 1 to 256"):
+        LabelOptions("final", (0.4,), cell=0)

@@ -8,6 +8,7 @@ import ctypes
 import multiprocessing
 import re
 import resource
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -53,19 +54,24 @@ class FreshProcesses:
 
 
 def resident_peak(spec: Spec, name: str, threads: int) -> int:
-    """Peak of resident memory during a contender's second call, above what was there before it.
-
-    The first call leaves behind what is set up once: threads, packed weights, the allocator's
-    arenas, of which the unused part is given back in between.
-    """
+    """`peak_of` a contender, with so many threads."""
     torch.set_num_threads(threads)
     case = build(spec, sets=1)
     (call,) = (contender.call for contender in case.contenders if contender.name == name)
-    call(0)
+    return peak_of(lambda: call(0))
+
+
+def peak_of(call: Callable[[], object]) -> int:
+    """Bytes that the second of two calls adds to this process, which has called nothing before.
+
+    The first leaves behind what is set up once: threads, packed weights, the allocator's arenas, of
+    which the unused part is given back in between.
+    """
+    call()
     _trim()
     exact = _reset_peak()
     before = _status("VmRSS")
-    call(0)
+    call()
     if exact:
         return max(0, _status("VmHWM") - before)
     # the mark of the whole process: not too low, since no call before this one needed more
