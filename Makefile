@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 OUT ?= demo-out
+TOGETHER := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-all lint clean
 
@@ -11,10 +12,10 @@ demo: $(VENV)/.ready
 	$(BIN)/wsssfast demo --out $(OUT)
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest $(TOGETHER) -m "not slow and not gpu"
 
 test-all: $(VENV)/.ready
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest $(TOGETHER) -m "not gpu"
 
 # Type-checked as installed: checkers cannot follow the editable layout.
 lint: $(VENV)/.ready
