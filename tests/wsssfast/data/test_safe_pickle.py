@@ -193,7 +193,7 @@ def test_no_attribute_of_an_allowed_name_can_be_reached(tmp_path, name):
         (b"\x80\x02\x83\x01\x00.", "it asks for an extension code"),
         (b"\x80\x02\x84\x01\x00\x00\x00.", "it asks for an extension code"),
         (pickle.dumps({"a": {1, 2}}, 4), "it holds a set or a bytearray"),
-        (pickle.dumps(frozenset("ab"), 4), "it holds a set or a bytearray"),
+        (pickle.dumps(frozenset("a"), 4), "it holds a set or a bytearray"),
         (pickle.dumps({1}, 2), "it asks for __builtin__.set, which is code"),
         (pickle.dumps({(1, 2): 3}, 4), "it has a tuple as a key"),
         (pickle.dumps({(1, 2): 3, "a": 1}, 4), "it has a tuple as a key"),
