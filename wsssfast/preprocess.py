@@ -1,16 +1,25 @@
 """From a PIL image to the network's input, as torchvision's ToTensor and Normalize do it."""
 
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from wsssfast.models.classifier import ClassifierConfig
+
+class Normalisation(Protocol):
+    """What a network's configuration says of its input: of RGB in [0, 1], per channel."""
+
+    @property
+    def mean(self) -> tuple[float, float, float]: ...  # noqa: D102
+
+    @property
+    def std(self) -> tuple[float, float, float]: ...  # noqa: D102
 
 
-def to_tensor(images: list[Image.Image], config: ClassifierConfig) -> Tensor:
+def to_tensor(images: list[Image.Image], config: Normalisation) -> Tensor:
     """Normalised float32 [B, 3, H, W] of RGB images of one size.
 
     Args:
@@ -20,7 +29,7 @@ def to_tensor(images: list[Image.Image], config: ClassifierConfig) -> Tensor:
     return normalise(torch.from_numpy(np.stack([np.asarray(image) for image in images])), config)
 
 
-def normalise(pixels: Tensor, config: ClassifierConfig) -> Tensor:
+def normalise(pixels: Tensor, config: Normalisation) -> Tensor:
     """Normalised float32 [B, 3, H, W] of RGB pixels uint8 [B, H, W, 3], on their device."""
     mean, std = _statistics(config.mean, config.std, pixels.device)
     return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255).sub_(mean).div_(std)

@@ -111,6 +111,8 @@ class ConvTrunk(nn.Module):
     def __init__(self, arch: str) -> None:
         super().__init__()
         try:
+            if not arch.isidentifier():  # a checkpoint may name it, and timm opens addresses too
+                raise ValueError("no name")
             net: Any = timm.create_model(
                 arch, features_only=True, pretrained=False, output_stride=STRIDE
             )

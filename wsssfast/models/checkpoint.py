@@ -7,6 +7,7 @@ document (format version, kind, configuration). One file cannot be half replaced
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from wsssfast.data.voc import CLASS_NAMES as VOC_CLASSES
 from wsssfast.errors import WsssError
 from wsssfast.files import publish
+from wsssfast.models.affinity import AffinityConfig, AffinityNet
 from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
 from wsssfast.models.segmenter import Segmenter
 
@@ -26,7 +28,9 @@ _HEAD_WIDTH = 64  # of every DeiT, hence of every MCTformer
 
 
 def save_model(
-    model: ClassTokenViT | Segmenter, path: Path, training: dict[str, Any] | None = None
+    model: ClassTokenViT | Segmenter | AffinityNet,
+    path: Path,
+    training: dict[str, Any] | None = None,
 ) -> None:
     """Write a network to `path` (.safetensors); an earlier file stays until it is complete.
 
@@ -60,7 +64,7 @@ def load_model(path: str | Path) -> ClassTokenViT:
     """
     path = _existing(Path(path))
     if _is_safetensors(path):
-        config, state = _read_own(path, ClassTokenViT.kind)
+        config, state = _read_own(path, ClassTokenViT.kind, ClassifierConfig.from_json)
     else:
         state = {k: v for k, v in read_state_dict(path).items() if not k.startswith("norm.")}
         config = _mctformer_config(state, path)
@@ -81,11 +85,27 @@ def load_segmenter(path: str | Path) -> Segmenter:
     path = _existing(Path(path))
     if not _is_safetensors(path):
         raise WsssError(f"Expected a segmenter checkpoint of wsssfast at {path}.")
-    config, state = _read_own(path, Segmenter.kind)
+    config, state = _read_own(path, Segmenter.kind, ClassifierConfig.from_json)
     return _with_weights(Segmenter(config), state, path)
 
 
-def weights_hash(model: ClassTokenViT | Segmenter) -> str:
+def load_affinity(path: str | Path) -> AffinityNet:
+    """Open an AffinityNet of ours.
+
+    Returns:
+        The model in evaluation mode, float32, on CPU.
+
+    Raises:
+        WsssError: no such file, not a checkpoint, or one of another kind.
+    """
+    path = _existing(Path(path))
+    if not _is_safetensors(path):
+        raise WsssError(f"Expected an affinity checkpoint of wsssfast at {path}.")
+    config, state = _read_own(path, AffinityNet.kind, AffinityConfig.from_json)
+    return _with_weights(AffinityNet(config), state, path)
+
+
+def weights_hash(model: ClassTokenViT | Segmenter | AffinityNet) -> str:
     """SHA-256 over structure, normalisation and all weights, whatever file they came from."""
     config = model.config.to_json()
     structure = {k: v for k, v in config.items() if k not in ("class_names", "names_assumed")}
@@ -137,7 +157,8 @@ def _existing(path: Path) -> Path:
     return path
 
 
-_Network = TypeVar("_Network", ClassTokenViT, Segmenter)
+_Network = TypeVar("_Network", ClassTokenViT, Segmenter, AffinityNet)
+_Config = TypeVar("_Config", ClassifierConfig, AffinityConfig)
 
 
 def _with_weights(model: _Network, state: dict[str, Tensor], path: Path) -> _Network:
@@ -155,7 +176,9 @@ def _with_weights(model: _Network, state: dict[str, Tensor], path: Path) -> _Net
     return model.eval()
 
 
-def _read_own(path: Path, wanted: str) -> tuple[ClassifierConfig, dict[str, Tensor]]:
+def _read_own(
+    path: Path, wanted: str, config: Callable[[dict[str, Any]], _Config]
+) -> tuple[_Config, dict[str, Tensor]]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             meta: dict[str, Any] = json.loads((file.metadata() or {}).get("wsssfast", "{}"))
@@ -172,7 +195,7 @@ def _read_own(path: Path, wanted: str) -> tuple[ClassifierConfig, dict[str, Tens
                 f"Expected checkpoint format {FORMAT_VERSION} in {path}, found {version}.",
                 "Update wsssfast.",
             )
-        return ClassifierConfig.from_json(meta["config"]), state
+        return config(meta["config"]), state
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WsssError(
             f"Expected a checkpoint at {path}, found a damaged file: {error}"

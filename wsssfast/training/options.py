@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from wsssfast.errors import WsssError
 
-Optimiser = Literal["adamw", "adam"]
+Optimiser = Literal["adamw", "adam", "sgd"]
+RateCurve = Literal["cosine", "poly"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -17,12 +18,15 @@ class Schedule:
         epochs: passes over the data; a last incomplete batch of an epoch is dropped.
         batch_size: images a step, over all workers and accumulation steps together.
         accumulate: parts in which each worker takes its share of a step; saves memory.
-        optimiser: AdamW (decoupled weight decay) or Adam (weight decay in the gradient).
+        optimiser: AdamW (decoupled weight decay), Adam or SGD (weight decay in the gradient).
+        momentum: of SGD.
         rate: peak learning rate for a batch of rate-batch images; scales with the batch size.
         rate_batch: images a step that the rate is meant for; equal to batch-size: as given.
         new_rate: factor on the rate of what starts untrained (class tokens, heads).
         warmup_epochs: epochs over which the rate rises linearly.
         warmup_rate: where it starts.
+        curve: how the rate falls after that: half a cosine over all epochs, or with the power 0.9
+            of the steps that are left.
         final_rate: where the cosine ends.
         weight_decay: on matrices; none on vectors, biases, class tokens and positions.
         precision: of the forward pass (autocast); weights and optimiser stay float32.
@@ -33,11 +37,13 @@ class Schedule:
     batch_size: int = 64
     accumulate: int = 1
     optimiser: Optimiser = "adamw"
+    momentum: float = 0.9
     rate: float = 5e-4
     rate_batch: int = 512
     new_rate: float = 1.0
     warmup_epochs: float = 5.0
     warmup_rate: float = 1e-6
+    curve: RateCurve = "cosine"
     final_rate: float = 1e-5
     weight_decay: float = 0.05
     precision: Precision = "fp32"
@@ -49,6 +55,7 @@ class Schedule:
         require(self, ("rate", "new_rate"), 1e-12, 1e3)
         require(self, ("warmup_rate", "final_rate", "weight_decay"), 0, 1e3)
         require(self, ("warmup_epochs",), 0, self.epochs)
+        require(self, ("momentum",), 0, 0.9999)
         require(self, ("seed",), 0, 2**32 - 1)
 
     @property

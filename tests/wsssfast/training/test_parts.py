@@ -13,7 +13,7 @@ from timm.scheduler import CosineLRScheduler
 
 from wsssfast.training.classifier import average_precision
 from wsssfast.training.logs import Logs, read_log
-from wsssfast.training.optimise import parameter_groups, rate_at
+from wsssfast.training.optimise import build_optimiser, parameter_groups, rate_at
 from wsssfast.training.options import ClassifierOptions, Schedule
 
 
@@ -48,6 +48,30 @@ def test_what_decays_and_what_is_new():
     assert told["head.bias"] == (0.0, 10.0)
     assert told["blocks.0.mlp.fc1.weight"] == (0.05, 1.0)
     assert told["blocks.0.norm1.weight"] == (0.0, 1.0)
+
+
+def test_the_poly_rate_falls_with_the_power_of_what_is_left():
+    options = Schedule(
+        epochs=4, batch_size=8, rate=0.01, rate_batch=8, curve="poly", warmup_epochs=1,
+        warmup_rate=0,
+    )  # fmt: skip
+    assert rate_at(3, 6, options) == pytest.approx(0.005)
+    for step in (6, 12, 23):
+        assert rate_at(step, 6, options) == pytest.approx(0.01 * (1 - step / 24) ** 0.9)
+
+
+def test_frozen_parameters_are_left_out_and_biases_may_go_faster():
+    model = tiny_model()
+    model.blocks[0].requires_grad_(False)
+    options = Schedule(new_rate=10.0, optimiser="sgd", momentum=0.5)
+    groups = parameter_groups(model, options, bare=(), new=("head.",), bias_rate=2.0)
+    names = {id(p): n for n, p in model.named_parameters()}
+    told = {names[id(p)]: group["factor"] for group in groups for p in group["params"]}
+    assert told["head.bias"] == 20.0 and told["head.weight"] == 10.0
+    assert told["blocks.1.mlp.fc1.bias"] == 2.0 and told["blocks.1.mlp.fc1.weight"] == 1.0
+    assert not any(name.startswith("blocks.0.") for name in told)
+    optimiser = build_optimiser(groups, options)
+    assert isinstance(optimiser, torch.optim.SGD) and optimiser.defaults["momentum"] == 0.5
 
 
 def test_average_precision_by_hand():

@@ -1,0 +1,163 @@
+"""From CAM shards to a trained AffinityNet: labels of cells, then the training loop."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wsssfast.data.dataset import Dataset
+from wsssfast.errors import WsssError
+from wsssfast.label_options import LabelOptions
+from wsssfast.labels import export_labels
+from wsssfast.models.affinity import STRIDE, AffinityConfig, AffinityNet, ViTTrunk
+from wsssfast.models.checkpoint import save_model, weights_hash
+from wsssfast.models.classifier import ClassTokenViT
+from wsssfast.pace import Watch
+from wsssfast.shards.label_shards import LabelShards
+from wsssfast.shards.reader import CamShards
+from wsssfast.shards.resume import ExportSummary
+from wsssfast.training.affinity import AffinityOptions, AffinitySamples, affinity_loss
+from wsssfast.training.fit import Report, Task, fit, require_sizes
+from wsssfast.training.optimise import parameter_groups
+from wsssfast.training.options import RunOptions
+from wsssfast.training.samples import readable
+from wsssfast.training.state import Progress
+from wsssfast.training.workers import Workers
+
+CELLS = "cells"  # folder of the labels, inside that of the run
+
+
+def label_cells(
+    cams: CamShards,
+    dataset: Dataset,
+    out: Path,
+    options: LabelOptions,
+    *,
+    crf_workers: int = 1,
+    watch: Watch = lambda event, facts: None,
+) -> ExportSummary:
+    """Labels of 8 x 8 cells from CAMs, made once for a run and kept in its folder.
+
+    Two background exponents give PSA's: what the CRFs with more and with less background do not
+    agree on is ignored.
+
+    Args:
+        cams: CAM shards.
+        dataset: that they were made from.
+        out: folder of the run.
+        options: of the CRF and the background.
+        crf_workers: processes that refine, on a CPU.
+        watch: as of `export_labels`.
+
+    Raises:
+        WsssError: as of `export_labels`.
+    """
+    return export_labels(
+        cams, out / CELLS, replace(options, cell=STRIDE), dataset, crf_workers=crf_workers,
+        watch=watch,
+    )  # fmt: skip
+
+
+def train_affinity(
+    dataset: Dataset,
+    cells: LabelShards,
+    config: AffinityConfig,
+    options: AffinityOptions,
+    out: Path,
+    *,
+    start: Callable[[AffinityNet], None] = lambda net: None,
+    run: RunOptions | None = None,
+    workers: Workers | None = None,
+    report: Callable[[Report], None] = lambda report: None,
+) -> tuple[AffinityNet, Progress]:
+    """Train, or go on training; the same arguments give the same weights on the same machine.
+
+    Args:
+        dataset: images; neither their labels nor their masks are looked at.
+        cells: from `label_cells`; images without are left out.
+        config: the network.
+        options: schedule and augmentation.
+        out: folder of the run, made where absent; a run of these options in it is continued.
+        start: puts weights into the new network's trunk.
+        run: how to carry it out.
+        workers: this process among those of the run.
+        report: called on the first worker now and then.
+
+    Returns:
+        The trained network in evaluation mode, and how the run went.
+
+    Raises:
+        WsssError: labels of other classes, or what `fit` raises.
+    """
+    run, workers = run or RunOptions(), workers or Workers()
+    net, task = affinity_task(dataset, cells, config, options, workers, start)
+    out.mkdir(parents=True, exist_ok=True)
+    done = fit(task, options, out, run=run, workers=workers, report=report)
+    return net.eval(), done
+
+
+def affinity_task(
+    dataset: Dataset,
+    cells: LabelShards,
+    config: AffinityConfig,
+    options: AffinityOptions,
+    workers: Workers,
+    start: Callable[[AffinityNet], None],
+) -> tuple[AffinityNet, Task]:
+    """A new AffinityNet and the task of training it; arguments as of `train_affinity`.
+
+    Raises:
+        WsssError: labels of other classes, or a batch that does not fit.
+    """
+    if cells.class_names != config.class_names or dataset.class_names != config.class_names:
+        raise WsssError(
+            f"Expected labels of the data set's {len(dataset.class_names)} classes, found "
+            f"{len(cells.class_names)} others in {cells.folder}."
+        )
+    have = set(cells.ids)
+    dataset = dataset.subset(lambda n, item: item.id in have, dataset.split)
+    require_sizes(len(dataset), options, workers)
+    readable(dataset, 0)  # at least one image, before any process is started
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        net = AffinityNet(config)
+        start(net)
+    identity = {
+        "format_version": 1,
+        "start": weights_hash(net),
+        "dataset": dataset.fingerprint,
+        "cells": cells.identity,
+        **{k: v for k, v in options.to_json().items() if k != "accumulate"},
+    }
+    record = {"options": options.to_json(), "dataset": dataset.name, "split": dataset.split}
+    net.to(workers.device)
+    fresh = ("f8_3.", "f8_4.", "f8_5.", "f9.", "trunk.norms.")
+    task = Task(
+        model=net,
+        samples=AffinitySamples(dataset, cells, config, options),
+        loss=affinity_loss,
+        groups=parameter_groups(net, options, bare=(), new=fresh, bias_rate=options.bias_rate),
+        prepare=_nothing,
+        evaluate=None,
+        chosen_by="",
+        save=lambda path, row: save_model(net, path, {**record, **row}),
+        identity=identity,
+    )
+    return net, task
+
+
+def from_classifier(classifier: ClassTokenViT) -> Callable[[AffinityNet], None]:
+    """What starts a ViT trunk from a classifier."""
+
+    def start(net: AffinityNet) -> None:
+        assert isinstance(net.trunk, ViTTrunk)
+        state = {k: v for k, v in classifier.state_dict().items() if not k.startswith("head.")}
+        net.trunk.vit.load_state_dict(state)
+
+    return start
+
+
+def _nothing(factors: Tensor) -> None:
+    """There is no stochastic depth."""
