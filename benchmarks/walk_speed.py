@@ -48,7 +48,8 @@ def dense(affinity: Tensor, maps: Tensor, log_steps: int) -> Tensor:
     own = torch.arange(height * width)
     index = torch.stack([torch.cat([source, own, target]), torch.cat([target, own, source])])
     whole = torch.cat([values, torch.ones(len(own)), values])
-    matrix = torch.sparse_coo_tensor(index, whole, (len(own), len(own))).to_dense() ** BETA
+    size = (len(own), len(own))
+    matrix = torch.sparse_coo_tensor(index, whole, size, check_invariants=False).to_dense() ** BETA
     transition = matrix / matrix.sum(0, keepdim=True)
     for _ in range(log_steps):
         transition = transition @ transition

@@ -77,7 +77,7 @@ def random_walk(
 def _pairwise(affinity: Tensor, beta: float) -> Tensor:
     """affinity^beta, float64 [34, h, w]; 0 where the other cell is outside the grid."""
     height, width = affinity.shape[1:]
-    weights = affinity.double() ** beta
+    weights = affinity.to(torch.float64, copy=True).pow_(beta)
     for weight, (dy, dx) in zip(weights, OFFSETS, strict=True):
         weight[max(0, height - dy) :] = 0
         weight[:, max(0, width - dx) if dx > 0 else width :] = 0
@@ -108,14 +108,22 @@ def _column_sums(weights: Tensor) -> Tensor:
 
 def _walk(weights: Tensor, sums: Tensor, maps: Tensor, steps: int) -> Tensor:
     """The walk in plain PyTorch."""
-    neighbours, share = _neighbours(weights), 1 / sums
+    share = 1 / sums
     now = maps.double().flatten(1).clone()  # the input stays
     then = torch.empty_like(now)
-    for _ in range(steps):
-        then.copy_(now)
-        for weight, near, far in neighbours:
-            then[:, near].addcmul_(weight, now[:, far])
-            then[:, far].addcmul_(weight, now[:, near])
-        then *= share
-        now, then = then, now
-    return now.reshape(maps.shape)
+    # views are made once: for a few thousand cells they would take longer than the arithmetic
+    turns = [
+        (source, target, [
+            (target[:, near], source[:, far], target[:, far], source[:, near], weight)
+            for weight, near, far in _neighbours(weights)
+        ])
+        for source, target in ((now, then), (then, now))
+    ]  # fmt: skip
+    for step in range(steps):
+        source, target, views = turns[step % 2]
+        target.copy_(source)
+        for to_near, of_far, to_far, of_near, weight in views:
+            to_near.addcmul_(weight, of_far)
+            to_far.addcmul_(weight, of_near)
+        target *= share
+    return turns[steps % 2][0].reshape(maps.shape)
