@@ -57,7 +57,7 @@ class _PairAffinity(torch.autograd.Function):
         batch, _, height, width = features.shape
         affinity = features.new_zeros(batch, len(OFFSETS), height, width)
         rows, columns = starts(height, width)
-        for n, (source, target) in enumerate(_pairs(features)):
+        for n, (source, target) in enumerate(pairs(features)):
             affinity[:, n, rows, columns] = (source - target).abs_().mean(1).neg_().exp_()
         ctx.save_for_backward(features, affinity)
         return affinity
@@ -69,16 +69,16 @@ class _PairAffinity(torch.autograd.Function):
         rows, columns = starts(height, width)
         falls = (gradient * affinity / -channels)[:, :, rows, columns]
         result = torch.zeros_like(features)
-        pairs = zip(_pairs(features), _pairs(result), strict=True)
-        for n, ((source, target), (to_source, to_target)) in enumerate(pairs):
+        both = zip(pairs(features), pairs(result), strict=True)
+        for n, ((source, target), (to_source, to_target)) in enumerate(both):
             change = (source - target).sign_().mul_(falls[:, n, None])
             to_source += change
             to_target -= change
         return result
 
 
-def _pairs(grid: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Views of both ends of the pairs at each offset."""
+def pairs(grid: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Views of a grid [..., h, w] at both ends of the pairs at each offset."""
     rows, columns = starts(*grid.shape[-2:])
     return [
         (

@@ -4,7 +4,6 @@ On CUDA as PyTorch's allocator counts it. On CPU in a fresh process, from the ke
 mark of resident memory, since what a process has freed before would hide what a call needs.
 """
 
-import ctypes
 import multiprocessing
 import re
 import resource
@@ -17,6 +16,7 @@ import torch
 
 from wsssfast.bench.cases import Call, build
 from wsssfast.bench.options import Spec
+from wsssfast.memory import give_back
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -68,7 +68,7 @@ def peak_of(call: Callable[[], object]) -> int:
     which the unused part is given back in between.
     """
     call()
-    _trim()
+    give_back()
     exact = _reset_peak()
     before = _status("VmRSS")
     call()
@@ -97,9 +97,3 @@ def _status(key: str) -> int:
     found = re.search(rf"^{key}:\s+(\d+) kB", _STATUS.read_text(), re.M)
     assert found is not None
     return 1024 * int(found[1])
-
-
-def _trim() -> None:
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from wsssfast.errors import WsssError
 from wsssfast.kernels.affinity import boundary_affinity, pair_affinity
 from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
+from wsssfast.models.frozen_norms import FrozenNorms
 from wsssfast.models.resnet38 import TAPS, ResNet38
 
 STRIDE = 8  # pixels of a cell
@@ -105,7 +106,7 @@ class AffinityNet(nn.Module):
         return x if self.config.boundary else F.elu(x)
 
 
-class ConvTrunk(nn.Module):
+class ConvTrunk(FrozenNorms):
     """The last three stages of a convolutional network of timm, batch normalisations frozen."""
 
     def __init__(self, arch: str) -> None:
@@ -124,22 +125,12 @@ class ConvTrunk(nn.Module):
                 "Such as resnet50.",
             ) from error
         self.net: nn.Module = net
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.requires_grad_(False)
+        self.freeze_norms()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features [B, D, h, w] of the last three stages."""
         found: list[Tensor] = self.net(images)[-3:]
         return found
-
-    def train(self, mode: bool = True) -> "ConvTrunk":
-        """As usual, but that batch normalisations keep their statistics."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
 
 
 class ViTTrunk(nn.Module):

@@ -82,9 +82,7 @@ def load_segmenter(path: str | Path) -> Segmenter:
     Raises:
         WsssError: no such file, not a checkpoint, or one of another kind.
     """
-    path = _existing(Path(path))
-    if not _is_safetensors(path):
-        raise WsssError(f"Expected a segmenter checkpoint of wsssfast at {path}.")
+    path = _own(path, Segmenter.kind)
     config, state = _read_own(path, Segmenter.kind, ClassifierConfig.from_json)
     return _with_weights(Segmenter(config), state, path)
 
@@ -98,9 +96,7 @@ def load_affinity(path: str | Path) -> AffinityNet:
     Raises:
         WsssError: no such file, not a checkpoint, or one of another kind.
     """
-    path = _existing(Path(path))
-    if not _is_safetensors(path):
-        raise WsssError(f"Expected an affinity checkpoint of wsssfast at {path}.")
+    path = _own(path, AffinityNet.kind)
     config, state = _read_own(path, AffinityNet.kind, AffinityConfig.from_json)
     return _with_weights(AffinityNet(config), state, path)
 
@@ -155,6 +151,14 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         raise WsssError(f"Expected a checkpoint at {path}, found none.", "Check --checkpoint.")
     return path
+
+
+def _own(path: str | Path, kind: str) -> Path:
+    """The path of a file in our own format."""
+    found = _existing(Path(path))
+    if not _is_safetensors(found):
+        raise WsssError(f"Expected wsssfast's own {kind} checkpoint at {found}.")
+    return found
 
 
 _Network = TypeVar("_Network", ClassTokenViT, Segmenter, AffinityNet)

@@ -171,6 +171,11 @@ class ClassTokenViT(nn.Module):
             x = block(x)
         return x
 
+    def take_network(self, classifier: "ClassTokenViT") -> None:
+        """Copy all weights of a classifier but its patch head's; this one has none."""
+        state = {k: v for k, v in classifier.state_dict().items() if not k.startswith("head.")}
+        self.load_state_dict(state)
+
     def tokens_after(self, images: Tensor, blocks: Collection[int]) -> list[Tensor]:
         """Patch tokens [B, N, D] after some of the blocks, counted from 1, before any final norm.
 

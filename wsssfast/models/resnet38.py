@@ -7,6 +7,8 @@ and MCTformer's segmenter build. Its batch normalisations are frozen: they only 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsssfast.models.frozen_norms import FrozenNorms
+
 TAPS = (512, 1024, 4096)  # channels
 
 
@@ -70,7 +72,7 @@ class BottleneckBlock(nn.Module):
         return self.conv_branch1(entry) + self.conv_branch2b2(inner), entry
 
 
-class ResNet38(nn.Module):
+class ResNet38(FrozenNorms):
     """The network without a classifier."""
 
     def __init__(self) -> None:
@@ -110,15 +112,6 @@ class ResNet38(nn.Module):
 
     def freeze(self, *names: str) -> None:
         """Take modules and all batch normalisations out of training."""
-        frozen = [self.get_submodule(name) for name in names]
-        frozen += [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
-        for module in frozen:
-            module.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "ResNet38":
-        """As usual, but that batch normalisations keep their statistics."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
+        self.freeze_norms()
+        for name in names:
+            self.get_submodule(name).requires_grad_(False)

@@ -57,8 +57,7 @@ def segmenter_loss(scores: Tensor, targets: Tensor) -> Tensor:
 
 def start_from_classifier(segmenter: Segmenter, classifier: ClassTokenViT) -> None:
     """Copy a classifier's network; the decoder stays as it is."""
-    state = {k: v for k, v in classifier.state_dict().items() if not k.startswith("head.")}
-    segmenter.encoder.load_state_dict(state)
+    segmenter.encoder.take_network(classifier)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from wsssfast.data.dataset import IGNORE, Dataset, Mask
 from wsssfast.errors import WsssError
-from wsssfast.kernels.affinity import OFFSETS, starts
+from wsssfast.kernels.affinity import pairs, starts
 from wsssfast.models.affinity import STRIDE, AffinityConfig
 from wsssfast.preprocess import to_tensor
 from wsssfast.shards.label_shards import LabelShards
@@ -159,17 +159,14 @@ def affinity_loss(affinity: Tensor, cells: Tensor) -> Tensor:
     """
     rows, columns = starts(*cells.shape[1:])
     source = cells[:, None, rows, columns]
-    target = torch.stack([
-        cells[:, rows.start + dy : rows.stop + dy, columns.start + dx : columns.stop + dx]
-        for dy, dx in OFFSETS
-    ], 1)  # fmt: skip
+    target = torch.stack([other for _, other in pairs(cells)], 1)
     known = (source != IGNORE) & (target != IGNORE)
     same = known & (source == target)
     value = affinity[:, :, rows, columns]
     near, far = -(value + _EPSILON).log(), -(1 + _EPSILON - value).log()
 
-    def mean(of: Tensor, pairs: Tensor) -> Tensor:
-        return (of * pairs).sum() / (pairs.sum() + _EPSILON)
+    def mean(of: Tensor, chosen: Tensor) -> Tensor:
+        return (of * chosen).sum() / (chosen.sum() + _EPSILON)
 
     background, classes = mean(near, same & (source == 0)), mean(near, same & (source != 0))
     return background / 4 + classes / 4 + mean(far, known & (source != target)) / 2

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from wsssfast.data.dataset import Dataset
 from wsssfast.errors import WsssError
+from wsssfast.files import output_folder
 from wsssfast.label_options import LabelOptions
 from wsssfast.labels import export_labels
 from wsssfast.models.affinity import STRIDE, AffinityConfig, AffinityNet, ViTTrunk
@@ -23,6 +24,7 @@ from wsssfast.training.fit import Report, Task, fit, require_sizes
 from wsssfast.training.optimise import parameter_groups
 from wsssfast.training.options import RunOptions
 from wsssfast.training.samples import readable
+from wsssfast.training.segmenter import with_labels
 from wsssfast.training.state import Progress
 from wsssfast.training.workers import Workers
 
@@ -93,7 +95,7 @@ def train_affinity(
     """
     run, workers = run or RunOptions(), workers or Workers()
     net, task = affinity_task(dataset, cells, config, options, workers, start)
-    out.mkdir(parents=True, exist_ok=True)
+    output_folder(out, "the run")
     done = fit(task, options, out, run=run, workers=workers, report=report)
     return net.eval(), done
 
@@ -111,13 +113,12 @@ def affinity_task(
     Raises:
         WsssError: labels of other classes, or a batch that does not fit.
     """
-    if cells.class_names != config.class_names or dataset.class_names != config.class_names:
+    if config.class_names != dataset.class_names:
         raise WsssError(
-            f"Expected labels of the data set's {len(dataset.class_names)} classes, found "
-            f"{len(cells.class_names)} others in {cells.folder}."
+            f"Expected a network of the data set's {len(dataset.class_names)} classes, found one "
+            f"of {len(config.class_names)} others."
         )
-    have = set(cells.ids)
-    dataset = dataset.subset(lambda n, item: item.id in have, dataset.split)
+    dataset = with_labels(dataset, cells)
     require_sizes(len(dataset), options, workers)
     readable(dataset, 0)  # at least one image, before any process is started
     with torch.random.fork_rng(devices=[]):
@@ -153,8 +154,7 @@ def from_classifier(classifier: ClassTokenViT) -> Callable[[AffinityNet], None]:
 
     def start(net: AffinityNet) -> None:
         assert isinstance(net.trunk, ViTTrunk)
-        state = {k: v for k, v in classifier.state_dict().items() if not k.startswith("head.")}
-        net.trunk.vit.load_state_dict(state)
+        net.trunk.vit.take_network(classifier)
 
     return start
 

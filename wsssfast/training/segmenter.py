@@ -143,7 +143,7 @@ def train_segmenter(
         WsssError: shards of another data set, and what `fit` raises.
     """
     run, workers = run or RunOptions(), workers or Workers()
-    dataset = _with_labels(dataset, shards)
+    dataset = with_labels(dataset, shards)
     output_folder(out, "the run")
     readable(dataset, 0)  # at least one image, before any process is started
     with torch.random.fork_rng(devices=[]):
@@ -212,7 +212,7 @@ def predict_mask(model: Segmenter, dataset: Dataset, image_id: str) -> Mask:
     return mask
 
 
-def _with_labels(dataset: Dataset, shards: LabelShards) -> Dataset:
+def with_labels(dataset: Dataset, shards: LabelShards) -> Dataset:
     """The images that have a mask in the shards."""
     if shards.class_names != dataset.class_names:
         raise WsssError(
