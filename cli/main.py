@@ -16,6 +16,7 @@ COMMANDS = {
     "dataset": ("dataset", "dataset", "Check a data set, count it, or write the synthetic one."),
     "train": ("train", "train", "Train the classifier on image labels."),
     "export-cams": ("export", "export_cams", "CAMs of a data set into shards."),
+    "train-affinity": ("affinity", "train_affinity", "Train AffinityNet on CAM shards."),
     "export-labels": ("labels", "export_labels", "Masks from CAM shards into label shards."),
     "evaluate": ("evaluate", "evaluate", "Score shards against masks."),
     "ablate": ("ablate", "ablate", "Score many settings in one pass over the images."),

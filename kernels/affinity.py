@@ -115,6 +115,38 @@ def boundary_affinity(boundary: Tensor) -> Tensor:
     return 1 - torch.stack(strongest, 1)
 
 
+def near_affinity(attention: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Affinities of near patches by how much they attend to one another.
+
+    (a_ij + a_ji) / (m_i + m_j), m_i the most that patch i attends to any patch around it, itself
+    included: in [0, 1] and alike in both directions, whatever share goes to far patches. Ours; no
+    network is trained for it.
+
+    Args:
+        attention: [N, N] of at least 0, rows attend, N = h * w.
+        grid: (h, w).
+
+    Returns:
+        [34, h, w]; 0 where the other patch is outside.
+    """
+    height, width = grid
+    cells = torch.arange(height * width, device=attention.device).reshape(grid)
+    most = attention.diagonal().clone()
+    both = attention.new_zeros(len(OFFSETS), height * width)
+    ends = []
+    for total, (dy, dx) in zip(both, OFFSETS, strict=True):
+        near = cells[: max(0, height - dy), max(0, -dx) : max(0, width - max(0, dx))].flatten()
+        far = near + dy * width + dx
+        there, back = attention[near, far], attention[far, near]
+        total[near] = there + back
+        most[near] = torch.maximum(most[near], there)
+        most[far] = torch.maximum(most[far], back)
+        ends.append((near, far))
+    for total, (near, far) in zip(both, ends, strict=True):
+        total[near] /= (most[near] + most[far]).clamp_(min=torch.finfo(most.dtype).tiny)
+    return both.reshape(-1, *grid)
+
+
 def way(dy: int, dx: int) -> list[tuple[int, int]]:
     """Cells between (0, 0) and (dy, dx), both included, less than 1 off the line between them."""
     columns = range(min(0, dx), max(0, dx) + 1)

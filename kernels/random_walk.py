@@ -89,12 +89,15 @@ def _neighbours(weights: Tensor) -> list[tuple[Tensor, slice, slice]]:
     """Of each offset: the weights of its pairs, and the cells at both ends."""
     _, height, width = weights.shape
     cells = height * width
-    distances = [dy * width + dx for dy, dx in OFFSETS]
+    distances = [
+        (weight, dy * width + dx)
+        for weight, (dy, dx) in zip(weights, OFFSETS, strict=True)
+        if dy < height and abs(dx) < width  # others have no pair
+    ]
     return [
-        (weight.flatten()[: max(0, cells - distance)], slice(0, max(0, cells - distance)),
-         slice(min(distance, cells), cells))
-        for weight, distance in zip(weights, distances, strict=True)
-    ]  # fmt: skip
+        (weight.flatten()[: cells - distance], slice(0, cells - distance), slice(distance, cells))
+        for weight, distance in distances
+    ]
 
 
 def _column_sums(weights: Tensor) -> Tensor:

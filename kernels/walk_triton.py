@@ -56,10 +56,10 @@ def walk_kernel(
                 distance = down * width + right
                 row_ptr = weight_ptr + n * cells
                 after, before = cell + distance, cell - distance
-                inside = after < cells  # then the cell is too
+                inside = valid & (after >= 0) & (after < cells)
                 weight = tl.load(row_ptr + cell, mask=inside, other=0.0)
                 total += weight * tl.load(now_ptr + after, mask=inside, other=0.0)
-                inside = valid & (before >= 0)
+                inside = valid & (before >= 0) & (before < cells)
                 weight = tl.load(row_ptr + before, mask=inside, other=0.0)
                 total += weight * tl.load(now_ptr + before, mask=inside, other=0.0)
             sums = tl.load(sums_ptr + cell, mask=valid, other=1.0)

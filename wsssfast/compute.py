@@ -13,9 +13,11 @@ from torch import Tensor
 from wsssfast import kernels
 from wsssfast.cam_options import CamOptions
 from wsssfast.errors import WsssError
+from wsssfast.kernels.affinity import near_affinity
 from wsssfast.models.classifier import Capture, ClassTokenViT
 from wsssfast.preprocess import normalise, resize
 
+_NEAR = "affinity of near patches"  # beside stages on the way to the host
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Labels = tuple[int, ...]  # of an image: sorted 0-based classes
@@ -31,11 +33,13 @@ class BatchMaps:
         labels: per image the classes of its maps.
         maps: per scale stage -> [n, K, h, w] on the host; K is the longest list of labels.
         arrive: waits until they are there.
+        affinities: float32 [n, 34, h, w] of the first scale, on the host; None where not asked for.
     """
 
     labels: tuple[Labels, ...]
     maps: list[dict[str, Tensor]]
     arrive: list[Callable[[], None]]
+    affinities: Tensor | None = None
 
     def grids(self) -> list[Grids]:
         """Wait for the maps; per image stage -> per scale float32 [K, h, w]."""
@@ -61,6 +65,8 @@ def batch_maps(
     labels: Sequence[Labels],
     options: CamOptions,
     backend: kernels.Backend = "auto",
+    *,
+    affinity: bool = False,
 ) -> BatchMaps:
     """Patch-grid maps of every image's own classes, flips summed; the hot loop of the export.
 
@@ -72,6 +78,7 @@ def batch_maps(
         labels: per image, may be empty; replaced where the options predict them.
         options: what to compute.
         backend: of `wsssfast.kernels`.
+        affinity: whether affinities of near patches by their attention are wanted too.
 
     Raises:
         WsssError: a stage that this model has not.
@@ -79,12 +86,16 @@ def batch_maps(
     require_stages(model, options.stages)
     maps: list[dict[str, Tensor]] = []
     arrive: list[Callable[[], None]] = []
-    known = tuple(labels)
+    known, near = tuple(labels), None
     for captured, known in captures(model, pixels, labels, options, backend):  # noqa: B007
-        host, wait = _to_host(_refine(captured, len(pixels), options, backend))
+        found = _refine(captured, len(pixels), options, backend)
+        if affinity and not maps:
+            found[_NEAR] = near_affinities(captured, len(pixels))
+        host, wait = _to_host(found)
+        near = host.pop(_NEAR, near)
         maps.append(host)
         arrive.append(wait)
-    return BatchMaps(known, maps, arrive)
+    return BatchMaps(known, maps, arrive, near)
 
 
 def stage_grids(
@@ -202,6 +213,24 @@ def sum_flips(flat: Tensor, images: int, grid: tuple[int, int]) -> Tensor:
     if len(maps) == 2 * images:
         maps = maps[:images] + maps[images:].flip(-1)
     return maps.float()
+
+
+def near_affinities(captured: Capture, images: int) -> Tensor:
+    """Affinities of near patches by attention; mirror images are turned back and averaged.
+
+    Args:
+        captured: of n images, or of 2n where mirror images follow them.
+        images: n.
+
+    Returns:
+        float32 [n, 34, h, w].
+    """
+    h, w = captured.cam.shape[-2:]
+    p2p = captured.p2p
+    if len(p2p) == 2 * images:
+        there, back = p2p[:images], p2p[images:].reshape(images, h, w, h, w)
+        p2p = (there + back.flip(2, 4).reshape(there.shape)) / 2
+    return torch.stack([near_affinity(one.float(), (h, w)) for one in p2p])
 
 
 def _to_device(images: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:

@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from threading import Event, Thread
 
 import numpy as np
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from wsssfast.data.dataset import Dataset
 from wsssfast.errors import WORKER_FAILED, BadFile, WsssError
 from wsssfast.kernels import CrfBackend, choose_crf, full_size_cam
-from wsssfast.label_options import LabelOptions
+from wsssfast.label_options import VIT, LabelOptions
+from wsssfast.label_walk import LARGEST, Affinity, network, seen_by
 from wsssfast.memory import ran_out, usable_memory
 from wsssfast.pseudo_labels import pseudo_labels
 from wsssfast.shards.label_shards import LabelRecord
@@ -28,7 +30,8 @@ from wsssfast.torchrun import local_workers, own_cores
 
 _BATCH_PIXELS = 1 << 22  # of images that a GPU refines together
 _BYTES = 400  # a pixel, that a CRF takes beside its scores
-_TOO_LARGE = "pixels need more than half of the memory for a CRF"
+_NETWORK_BYTES = 4000  # a pixel, that an AffinityNet takes
+_TOO_LARGE = "pixels need more than half of the memory to be refined"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Maps:
         labels: the classes of the maps, sorted, 0-based.
         grids: per scale float32 [K, h, w].
         epsilon: of the min-max.
+        affinity: float32 [34, h, w] of the classifier's patches, where scores walk over it.
     """
 
     id: str
@@ -48,6 +52,7 @@ class Maps:
     labels: tuple[int, ...]
     grids: list[Grid]
     epsilon: float
+    affinity: Grid | None = None
 
 
 Made = LabelRecord | str  # or the reason why there is none
@@ -60,9 +65,10 @@ class LabelMaker:
 
     Attributes:
         options: how.
-        dataset: where a CRF finds the images; None where nothing looks at them.
+        dataset: where the images are; None where nothing looks at them.
         device: where maps are brought to full size and refined.
         backend: of the CRF.
+        network: file of the AffinityNet, where scores walk over its affinities.
         share: how many such makers the machine's memory is for.
     """
 
@@ -70,6 +76,7 @@ class LabelMaker:
     dataset: Dataset | None = None
     device: str = "cpu"
     backend: CrfBackend = "auto"
+    network: Path | None = None
     share: int = 1
 
     def __call__(self, batch: Sequence[Maps]) -> list[Made]:
@@ -121,12 +128,25 @@ class LabelMaker:
             if one.labels else torch.zeros(0, *one.image_size)
             for one in batch
         ]  # fmt: skip
+        affinities = [self._affinity(one, image) for one, image in zip(batch, images, strict=True)]
         masks = pseudo_labels(
-            cams, [one.labels for one in batch], images, self.options, backend=self.backend
-        )
+            cams, [one.labels for one in batch], images, self.options, affinities,
+            backend=self.backend,
+        )  # fmt: skip
         return [
             LabelRecord.of(one.id, one.labels, mask) for one, mask in zip(batch, masks, strict=True)
         ]
+
+    def _affinity(self, maps: Maps, image: NDArray[np.uint8] | None) -> Affinity | None:
+        """What scores walk over; None where they do not, or nothing walks."""
+        walk = self.options.walk
+        if walk is None or not maps.labels:
+            return None
+        if maps.affinity is not None:
+            return Affinity(torch.from_numpy(maps.affinity).to(self.device))
+        assert self.network and image is not None
+        net = network(self.network, walk.by, self.device)
+        return seen_by(net, torch.from_numpy(np.array(image)).to(self.device))
 
     def image(self, maps: Maps) -> NDArray[np.uint8] | None:
         """The image as RGB [H, W, 3]; None where nothing looks at it.
@@ -148,16 +168,19 @@ class LabelMaker:
         return image
 
     def fits(self, size: tuple[int, int], classes: int) -> bool:
-        """Whether a CRF over (height, width) pixels takes less than half of this maker's memory."""
+        """Whether refining (height, width) pixels takes less than half of this maker's memory."""
         if self.dataset is None:
             return True
         columns = (2 * classes + 3) * self.options.settings
-        needed = size[0] * size[1] * (_BYTES + 8 * columns)
+        pixels = size[0] * size[1]
+        needed = pixels * (_BYTES + 8 * columns) if self.options.crfs else pixels * 8 * columns
+        if self.network:
+            needed = max(needed, min(pixels, LARGEST) * _NETWORK_BYTES)
         return needed <= usable_memory(torch.device(self.device)) // 2 // self.share
 
     def about(self) -> dict[str, str]:
         """What computes the CRF, for the record; nothing where none does."""
-        if self.dataset is None:
+        if not self.options.crfs:
             return {}
         return {"crf_backend": choose_crf(self.backend, self.device)}
 
@@ -168,11 +191,13 @@ def label_maker(
     device: str,
     backend: CrfBackend,
     crf_workers: int,
+    network: Path | None = None,
 ) -> LabelMaker:
     """A maker for a number of processes; pydensecrf runs on the CPU whatever the device.
 
     Raises:
-        WsssError: the backend cannot run there, or several processes would share a GPU.
+        WsssError: the backend cannot run there, several processes would share a GPU, or there is no
+            network for a walk that needs one.
     """
     place = "cpu" if backend == "pydensecrf" or options.refine == "none" else device
     if crf_workers < 1 or (crf_workers > 1 and place != "cpu"):
@@ -181,15 +206,17 @@ def label_maker(
             f"{crf_workers} on {place}.",
             "Leave --crf-workers out.",
         )
-    if options.refine == "crf":
+    if options.crfs:
         try:
             choose_crf(backend, place)
         except ValueError as error:
             raise WsssError(
                 f"The CRF cannot run: {error}.", "`wsssfast doctor` says what can."
             ) from error
-    images = dataset if options.refine == "crf" else None
-    return LabelMaker(options, images, place, backend, crf_workers * local_workers())
+    if options.walk and (network is None) != (options.walk.by == VIT):
+        raise WsssError("Expected an AffinityNet's checkpoint exactly where scores walk over it.")
+    images = dataset if options.looks else None
+    return LabelMaker(options, images, place, backend, network, crf_workers * local_workers())
 
 
 @contextmanager

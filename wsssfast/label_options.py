@@ -8,6 +8,30 @@ from wsssfast.kernels import Pairwise
 from wsssfast.shards.format import FORMAT_VERSION
 
 LABEL_CRF = Pairwise()
+Refine = Literal["none", "crf", "affinity", "affinity+crf"]
+VIT = "vit"  # whose affinity is the classifier's own attention
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A random walk of scores over affinities (method §6); the defaults are MCTformer's.
+
+    Attributes:
+        by: SHA-256 of the AffinityNet's weights, or `vit`: the classifier's patch-to-patch
+            attention, which no training is needed for.
+        beta: exponent of affinities.
+        steps: of the walk; PSA's 2^logt.
+    """
+
+    by: str
+    beta: float = 8.0
+    steps: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta <= 1000:
+            raise WsssError(f"Expected a walk's beta above 0 and up to 1000, found {self.beta:g}.")
+        if not 0 <= self.steps <= 1_000_000:
+            raise WsssError(f"Expected 0 to 1,000,000 steps of the walk, found {self.steps}.")
 
 
 @dataclass(frozen=True)
@@ -25,21 +49,24 @@ class LabelOptions:
             exponents.
         background_exponent: exponents a > 0 of a background of (1 - the largest score)^a, one or
             two ascending; a larger one makes less background.
-        refine: what is done before the decision: nothing, or a dense CRF over the image.
+        refine: what is done before the decision: nothing, a random walk over affinities, a dense
+            CRF over the image, or one after the other.
         crf: constants of the CRF.
         certainty: the CRF starts not from the scores but from the mask that they make without it,
             which is right with this probability (IRN: 0.7).
         cell: side in pixels of the squares whose mean score decides together; the mask has a value
             for each, as AffinityNet is trained on (8).
+        walk: constants of the random walk, where there is one.
     """
 
     stage: str
     background: tuple[float, ...] = ()
     background_exponent: tuple[float, ...] = ()
-    refine: Literal["none", "crf"] = "none"
+    refine: Refine = "none"
     crf: Pairwise = LABEL_CRF
     certainty: float | None = None
     cell: int = 1
+    walk: Walk | None = None
 
     def __post_init__(self) -> None:
         scores, exponents = self.background, self.background_exponent
@@ -61,10 +88,31 @@ class LabelOptions:
                 "first, found "
                 f"{_listed(exponents)}."
             )
+        if self.walks != (self.walk is not None):
+            raise WsssError(
+                f"Expected {'an affinity' if self.walks else 'none'} for the refinement "
+                f"{self.refine}, found {'one' if self.walk else 'none'}.",
+                "Give --affinity together with --refine affinity or affinity+crf.",
+            )
         if not 1 <= self.cell <= 256:
             raise WsssError(f"Expected cells of 1 to 256 pixels, found {self.cell}.")
         if self.certainty is not None and not 0.5 <= self.certainty < 1:
             raise WsssError(f"Expected a certainty from 0.5 to below 1, found {self.certainty:g}.")
+
+    @property
+    def walks(self) -> bool:
+        """Whether scores walk over affinities."""
+        return self.refine.startswith("affinity")
+
+    @property
+    def crfs(self) -> bool:
+        """Whether a CRF refines them."""
+        return self.refine.endswith("crf")
+
+    @property
+    def looks(self) -> bool:
+        """Whether the image's pixels are needed."""
+        return self.crfs or (self.walk is not None and self.walk.by != VIT)
 
     @property
     def settings(self) -> int:
@@ -79,7 +127,9 @@ class LabelOptions:
         else:
             told["background_exponent"] = list(self.background_exponent)
         told["refine"] = self.refine
-        if self.refine == "crf":
+        if self.walk:
+            told |= {f"walk_{key}": value for key, value in asdict(self.walk).items()}
+        if self.crfs:
             told |= {f"crf_{key}": value for key, value in asdict(self.crf).items()}
             if self.certainty is not None:
                 told["certainty"] = self.certainty
@@ -114,16 +164,21 @@ def label_identity(cams: dict[str, Any], options: LabelOptions) -> dict[str, Any
 
 def options_of(identity: dict[str, Any]) -> LabelOptions | None:
     """The options in the identity of label shards; None where it holds none or odd ones."""
-    constants = {key.removeprefix("crf_"): identity[key] for key in identity if key[:4] == "crf_"}
+
+    def constants(prefix: str) -> dict[str, Any]:
+        return {k.removeprefix(prefix): v for k, v in identity.items() if k.startswith(prefix)}
+
     try:
+        walk = constants("walk_")
         return LabelOptions(
             str(identity["stage"]),
             tuple(map(float, identity.get("background", ()))),
             tuple(map(float, identity.get("background_exponent", ()))),
             identity["refine"],
-            Pairwise(**constants),
+            Pairwise(**constants("crf_")),
             identity.get("certainty"),
             identity.get("cell", 1),
+            Walk(**walk) if walk else None,
         )
     except (KeyError, TypeError, ValueError, WsssError):
         return None

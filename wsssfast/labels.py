@@ -15,9 +15,9 @@ from wsssfast.export import (
     require_positive,
     shards_of,
 )
-from wsssfast.kernels import CrfBackend, choose_crf
+from wsssfast.kernels import CrfBackend
 from wsssfast.label_maker import LabelMaker, MakeAll, Maps, label_maker, label_makers
-from wsssfast.label_options import LabelOptions, label_identity
+from wsssfast.label_options import VIT, LabelOptions, label_identity
 from wsssfast.models.checkpoint import weights_hash
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.pace import Watch
@@ -42,6 +42,7 @@ def export_labels(
     *,
     device: str = "cpu",
     backend: CrfBackend = "auto",
+    network: Path | None = None,
     crf_workers: int = 1,
     resume: bool = True,
     overwrite: bool = False,
@@ -56,9 +57,10 @@ def export_labels(
         shards: the CAMs; those of their shards that are missing are left out.
         out: folder of the label shards; made where absent.
         options: how masks are made.
-        dataset: that the CAMs were made from, where a CRF finds the images.
-        device: where a CRF runs.
+        dataset: that the CAMs were made from, where images are looked at.
+        device: where refinement runs.
         backend: of the CRF.
+        network: checkpoint of the AffinityNet that `options.walk` names.
         crf_workers: processes that refine, on a CPU.
         resume: whether a folder that holds shards of this configuration is continued.
         overwrite: discard the label shards in `out` first; not with several workers.
@@ -73,9 +75,15 @@ def export_labels(
             CAM shard, the disk is full, or a process died.
     """
     shards.require_stage(options.stage)
-    if options.refine == "crf":
+    if options.looks:
         _require_images(shards, dataset)
-    maker = label_maker(options, dataset, device, backend, crf_workers)
+    if options.walk and options.walk.by == VIT:
+        raise WsssError(
+            "Expected a classifier for a walk over its own attention, found CAM shards, which hold "
+            "none.",
+            "Give --checkpoint in place of --cams.",
+        )
+    maker = label_maker(options, dataset, device, backend, crf_workers, network)
     who = label_identity(shards.identity, options)
     sizes = {n: len(s.ids) + len(s.failed) for n, s in shards.sidecars.items()}
     count = next(iter(shards.sidecars.values())).count
@@ -114,6 +122,7 @@ def export_labels_of_images(
     options: LabelOptions,
     *,
     backend: CrfBackend = "auto",
+    network: Path | None = None,
     crf_workers: int = 1,
     shard_size: int = DEFAULT_SHARD_SIZE,
     batch_size: int | None = None,
@@ -134,6 +143,7 @@ def export_labels_of_images(
         cam_options: how CAMs are computed; their one stage is that of `options`.
         options: how masks are made.
         backend: of the CRF.
+        network: checkpoint of the AffinityNet that `options.walk` names.
         crf_workers: processes that refine, on a CPU; meanwhile the network pauses.
         shard_size: images a shard.
         batch_size: as of `export_cams`.
@@ -157,7 +167,7 @@ def export_labels_of_images(
     shards = shards_of(dataset, shard_size)
     require_positive(batch_size, decode_workers)
     device = next(model.parameters()).device
-    maker = label_maker(options, dataset, str(device), backend, crf_workers)
+    maker = label_maker(options, dataset, str(device), backend, crf_workers, network)
     epsilon = cam_options.epsilon(options.stage, len(model.blocks))
     config = {
         **options.to_json(), **maker.about(),
@@ -180,7 +190,7 @@ def export_labels_of_images(
 
         def refine(work: ShardWork) -> None:
             by_size = sorted(work.records, key=lambda record: record.image_size)
-            maps = (_as_maps(record, options.stage, epsilon) for record in by_size)
+            maps = (_as_maps(record, options.stage, epsilon, work) for record in by_size)
             records, failed = _records(make, maps)
             run.pace.advance(0, len(failed))
             _write(run, out, work.index, len(shards), records, work.failed | failed, who, config)
@@ -188,6 +198,7 @@ def export_labels_of_images(
         compute_shards(
             model, dataset, ((n, shards[n]) for n in run.to_do(current)), cam_options, refine,
             batch_size=batch_size, decode_workers=decode_workers, pace=run.pace,
+            affinity=options.walk is not None and options.walk.by == VIT,
             overlap=device.type == "cuda", stop=stop,
         )  # fmt: skip
     return run.summary
@@ -216,10 +227,9 @@ def _require_images(shards: CamShards, dataset: Dataset | None) -> None:
 
 
 def _begin(maker: LabelMaker, crf_workers: int) -> dict[str, object]:
-    crf = maker.options.refine == "crf"
     return {
         "device": maker.device,
-        "crf_backend": choose_crf(maker.backend, maker.device) if crf else None,
+        "crf_backend": maker.about().get("crf_backend"),
         "crf_workers": crf_workers,
         "config": maker.options.to_json(),
         "versions": versions("numpy", "h5py"),
@@ -252,9 +262,10 @@ def _fits(maker: LabelMaker, dataset: Dataset, image_id: str) -> bool:
     return maker.fits((height, width), len(item.labels))
 
 
-def _as_maps(record: CamRecord, stage: str, epsilon: float) -> Maps:
+def _as_maps(record: CamRecord, stage: str, epsilon: float, work: ShardWork) -> Maps:
     grids = [as_stored(grid) for grid in record.grids[stage]]
-    return Maps(record.id, record.image_size, record.labels, grids, epsilon)
+    affinity = work.affinities.get(record.id)
+    return Maps(record.id, record.image_size, record.labels, grids, epsilon, affinity)
 
 
 def _records(

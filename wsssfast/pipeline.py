@@ -22,7 +22,7 @@ from wsssfast.loader import Batch, load_batches
 from wsssfast.memory import give_back, good_batch, most_images, ran_out
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.pace import Pace
-from wsssfast.shards.writer import CamRecord
+from wsssfast.shards.writer import CamRecord, Grid
 
 _MOST_IN_VAIN = 3
 NO_CAM = "no CAM: "  # begins the reason of an image that was read but has none
@@ -36,11 +36,13 @@ class ShardWork:
         index: its number.
         records: of the images that are done.
         failed: id -> reason of those that could not be.
+        affinities: id -> float32 [34, h, w] of near patches, where asked for.
     """
 
     index: int
     records: list[CamRecord] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    affinities: dict[str, Grid] = field(default_factory=dict)
 
 
 def compute_shards(
@@ -53,6 +55,7 @@ def compute_shards(
     batch_size: int | None,
     decode_workers: int,
     pace: Pace,
+    affinity: bool = False,
     overlap: bool = True,
     stop: Event | None = None,
 ) -> None:
@@ -70,6 +73,7 @@ def compute_shards(
         batch_size: most images in a forward pass; None chooses by size, model and device.
         decode_workers: decoding threads.
         pace: told of images that are finished and of waiting.
+        affinity: whether affinities of near patches are wanted too.
         overlap: whether the next shard is computed while `write` is at work.
         stop: set where the run ends early, for a `write` that takes long.
 
@@ -86,7 +90,8 @@ def compute_shards(
         ) as batches,
     ):  # fmt: skip
         try:
-            for work in _collected(_launched(model, batches, options, sizes, pace), pace):
+            launched = _launched(model, batches, options, sizes, pace, affinity)
+            for work in _collected(launched, pace):
                 if writing and overlap:
                     with pace.waiting("write"):
                         writing.result()
@@ -157,6 +162,7 @@ def _launched(
     options: CamOptions,
     sizes: _BatchSizes,
     pace: Pace,
+    affinity: bool,
 ) -> Iterator[_Launched]:
     """Batches whose computation has begun, with others begun after them."""
     begun: deque[tuple[Future[list[_Launched]], float]] = deque()
@@ -175,20 +181,24 @@ def _launched(
             while begun and (len(begun) == ahead or share + sum(taken for _, taken in begun) > 1):
                 yield from oldest()
             with pace.waiting("device"):
-                begun.append((submit(_parts, model, batch, options, sizes), share))
+                begun.append((submit(_parts, model, batch, options, sizes, affinity), share))
         while begun:
             yield from oldest()
 
 
 def _parts(
-    model: ClassTokenViT, batch: Batch[Pixels], options: CamOptions, sizes: _BatchSizes
+    model: ClassTokenViT,
+    batch: Batch[Pixels],
+    options: CamOptions,
+    sizes: _BatchSizes,
+    affinity: bool,
 ) -> list[_Launched]:
     """A batch with its maps, as several where there is not enough memory for all at once."""
     if batch.error or not batch.items:
         return [(batch, None)]
     try:
         labels = [item.labels for item in batch.items]
-        maps = batch_maps(model, batch.pixels, labels, options)
+        maps = batch_maps(model, batch.pixels, labels, options, affinity=affinity)
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
@@ -202,7 +212,9 @@ def _parts(
     if len(batch.items) == 1:
         reason = f"not enough memory for {batch.size[0]}x{batch.size[1]} pixels"
         return [(Batch(batch.shard, batch.items, error=reason), None)]
-    return [part for half in batch.halves() for part in _parts(model, half, options, sizes)]
+    return [
+        part for half in batch.halves() for part in _parts(model, half, options, sizes, affinity)
+    ]
 
 
 def _collected(launched: Iterator[_Launched], pace: Pace) -> Iterator[ShardWork]:
@@ -222,10 +234,12 @@ def _collected(launched: Iterator[_Launched], pace: Pace) -> Iterator[ShardWork]
                 grids = maps.grids()
             give_back()
             before = len(work.failed)
-            for item, labels, stages in zip(batch.items, maps.labels, grids, strict=True):
+            for n, (item, labels) in enumerate(zip(batch.items, maps.labels, strict=True)):
                 try:
                     size = (batch.size[1], batch.size[0])
-                    work.records.append(CamRecord(item.id, size, labels, stages))
+                    work.records.append(CamRecord(item.id, size, labels, grids[n]))
                 except BadFile as error:
                     work.failed[item.id] = f"{NO_CAM}{error}"
+                if maps.affinities is not None:
+                    work.affinities[item.id] = maps.affinities[n].numpy().copy()
             pace.advance(len(batch.items), len(work.failed) - before)

@@ -1,10 +1,9 @@
-"""From the CAM of an image to its pseudo-label: background, dense CRF, decision (method §6)."""
+"""From the CAM of an image to its pseudo-label: background, walk, CRF, decision (method §6)."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from wsssfast.data.dataset import IGNORE, Mask
 from wsssfast.errors import BadFile
 from wsssfast.kernels import CrfBackend, dense_crf
 from wsssfast.label_options import LabelOptions
+from wsssfast.label_walk import Affinity, by_cell, walked
 from wsssfast.threshold import threshold
 
 NOT_FINITE = "its CAM is not finite"
@@ -79,6 +79,7 @@ def pseudo_labels(
     labels: Sequence[Sequence[int]],
     images: Sequence[NDArray[np.uint8] | None],
     options: LabelOptions,
+    affinities: Sequence[Affinity | None] | None = None,
     *,
     backend: CrfBackend = "auto",
 ) -> list[Mask]:
@@ -90,6 +91,7 @@ def pseudo_labels(
         labels: the 0-based classes of each, sorted.
         images: uint8 RGB [H, W, 3] each; only a CRF looks at them.
         options: how.
+        affinities: of each image, where the options let scores walk.
         backend: of the CRF.
 
     Returns:
@@ -108,24 +110,17 @@ def pseudo_labels(
             known = np.asarray(labels[n], np.int64)
             masks[n] = threshold(known, cams[n].cpu().numpy(), options.background)
         return masks
-    scores = [class_scores(cams[n], options) for n in some]
-    if options.refine == "crf" and some:
+    scores = []
+    for n in some:
+        affinity = affinities[n] if affinities else None
+        if options.walk and affinity is not None:
+            scores.append(walked(cams[n], affinity, options, class_scores))
+        else:
+            scores.append(class_scores(cams[n], options))
+    if options.crfs and some:
         pixels = [torch.from_numpy(np.array(images[n])).to(cams[n].device) for n in some]
         unaries = [energies(one, options.certainty) for one in scores]
         scores = dense_crf(pixels, unaries, options.crf, backend=backend)
     for n, one in zip(some, scores, strict=True):
         masks[n] = decide(by_cell(one, options.cell), labels[n], options)
     return masks
-
-
-def by_cell(scores: Tensor, cell: int) -> Tensor:
-    """Mean scores [..., ceil(H / cell), ceil(W / cell)] of squares, 0 beyond the image ([A]).
-
-    Args:
-        scores: [..., H, W].
-        cell: side of a square.
-    """
-    if cell == 1:
-        return scores
-    height, width = scores.shape[-2:]
-    return F.avg_pool2d(F.pad(scores, (0, -width % cell, 0, -height % cell)), cell)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from wsssfast.kernels.affinity import OFFSETS
 from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -68,6 +69,15 @@ def folder_dataset(root, sizes=((40, 32), (40, 32), (33, 47), (64, 24)), extensi
 def bytes_of(folder, pattern="*"):
     """Content of each file of a folder by its name."""
     return {path.name: path.read_bytes() for path in sorted(folder.glob(pattern))}
+
+
+def as_pairs(affinity):
+    """The pairs of affinities [34, h, w] by their cells, those of 0 left out."""
+    return {
+        (y, x, y + dy, x + dx): float(affinity[n, y, x])
+        for n, (dy, dx) in enumerate(OFFSETS)
+        for y, x in affinity[n].nonzero().tolist()
+    }
 
 
 def run_with_little_room(most_bytes, words):

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from support import as_pairs
 
 from wsssfast.kernels import walk_reference
 from wsssfast.kernels.affinity import OFFSETS, boundary_affinity, pair_affinity
 from wsssfast.kernels.random_walk import random_walk
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SIZES = [(1, 1), (1, 30), (4, 12), (6, 8), (5, 9), (7, 11), (12, 17)]
+SIZES = [(1, 1), (1, 30), (12, 1), (9, 3), (2, 2), (4, 12), (6, 8), (5, 9), (7, 11), (12, 17)]
 BUDGET = 1e-7  # of the maps' range, for float32 outputs; float64 is held to 1e-12
 
 
@@ -21,15 +22,6 @@ def features_of(height, width, dtype=torch.float64, seed=0):
 
 def maps_of(height, width, count=3, dtype=torch.float64):
     return torch.rand(count, height, width, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
-def as_pairs(affinity):
-    """The pairs of affinities [34, h, w] by their cells, those of 0 left out."""
-    return {
-        (y, x, y + dy, x + dx): float(affinity[n, y, x])
-        for n, (dy, dx) in enumerate(OFFSETS)
-        for y, x in affinity[n].nonzero().tolist()
-    }
 
 
 def test_there_are_34_offsets_within_a_radius_of_5():

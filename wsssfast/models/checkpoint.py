@@ -20,6 +20,7 @@ from wsssfast.data.voc import CLASS_NAMES as VOC_CLASSES
 from wsssfast.errors import WsssError
 from wsssfast.files import publish
 from wsssfast.models.affinity import AffinityConfig, AffinityNet
+from wsssfast.models.affinity_weights import load_published
 from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
 from wsssfast.models.segmenter import Segmenter
 
@@ -88,15 +89,17 @@ def load_segmenter(path: str | Path) -> Segmenter:
 
 
 def load_affinity(path: str | Path) -> AffinityNet:
-    """Open an AffinityNet of ours.
+    """Open an AffinityNet of ours, or one on ResNet38 as PSA publishes it.
 
     Returns:
-        The model in evaluation mode, float32, on CPU.
+        The model in evaluation mode, float32, on CPU; without class names if it is not ours.
 
     Raises:
         WsssError: no such file, not a checkpoint, or one of another kind.
     """
-    path = _own(path, AffinityNet.kind)
+    path = _existing(Path(path))
+    if not _is_safetensors(path):
+        return load_published(path)
     config, state = _read_own(path, AffinityNet.kind, AffinityConfig.from_json)
     return _with_weights(AffinityNet(config), state, path)
 

@@ -15,7 +15,7 @@ from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.report.attention import AttentionMaps, attention_maps, stored_options
 from wsssfast.report.choose import Choice
 from wsssfast.report.colours import css
-from wsssfast.report.labels import unrefined
+from wsssfast.report.labels import refinement, unrefined
 from wsssfast.report.pictures import (
     Picture,
     bright_patches,
@@ -42,7 +42,7 @@ class Sources:
         threshold: of that stage; None: unknown.
         labels: the pseudo-labels instead.
         model: for the attention; None: none is shown.
-        before: what makes the masks that a CRF started from; None: they are not shown.
+        before: what makes the masks that walk and CRF started from; None: they are not shown.
     """
 
     shards: CamShards
@@ -62,7 +62,7 @@ class Exhibit:
     Attributes:
         choice: which image, and why.
         labels: names of its classes.
-        masks: the image, its pseudo-label, before a CRF and after, and its ground truth.
+        masks: the image, its pseudo-label, before refinement and after, and its ground truth.
         legend: (name, colour) of the values in the masks.
         cams: (class name, a picture of each stage) of its first classes.
         attention: of its first class; empty without a model.
@@ -146,10 +146,11 @@ def _masks(
     unary: list[tuple[Mask | None, str]] = []
     pseudo: Mask | None = None
     caption = "pseudo-label"
-    if sources.before is not None:
-        caption = "pseudo-label after the CRF"
+    if sources.before is not None and sources.labels is not None:
+        how = refinement(sources.labels)
+        caption = f"pseudo-label after {how}"
         plain = unrefined(sources.shards, image_id, sources.before)
-        unary = [(plain, f"{sources.before.stage} before the CRF")]
+        unary = [(plain, f"{sources.before.stage} before {how}")]
     if sources.labels is not None:
         if image_id in sources.labels.ids:
             pseudo = sources.labels.mask(image_id)

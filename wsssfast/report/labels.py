@@ -1,4 +1,4 @@
-"""What a dense CRF did to the pseudo-labels: their masks and scores before and after."""
+"""What walk and CRF did to the pseudo-labels: their masks and scores before and after."""
 
 from dataclasses import dataclass, replace
 
@@ -32,18 +32,26 @@ class LabelScore:
     coverage: float
 
 
-def before_crf(shards: CamShards, labels: LabelShards) -> LabelOptions | None:
-    """Options of the masks that label shards would hold without their CRF.
+_NAMES = {"crf": "the CRF", "affinity": "the walk", "affinity+crf": "walk and CRF"}
+
+
+def refinement(labels: LabelShards) -> str:
+    """What refined the masks of label shards, in words."""
+    return _NAMES.get(str(labels.identity.get("refine")), "refinement")
+
+
+def before_refinement(shards: CamShards, labels: LabelShards) -> LabelOptions | None:
+    """Options of the masks that label shards would hold without walk and CRF.
 
     Returns:
-        None where there was no CRF, or the labels were made from other CAMs.
+        None where there was neither, or the labels were made from other CAMs.
     """
     options = options_of(labels.identity)
     if options is None or options.refine == "none" or options.stage not in shards.stages:
         return None
     if label_identity(shards.identity, options) != labels.identity:
         return None
-    return replace(options, refine="none", certainty=None)
+    return replace(options, refine="none", certainty=None, walk=None)
 
 
 def unrefined(shards: CamShards, image_id: str, options: LabelOptions) -> Mask:
@@ -66,8 +74,9 @@ def label_scores(
     Returns:
         One or two; none where no image has a mask.
     """
-    options = before_crf(shards, labels)
-    names = ("before the CRF", "after the CRF") if options else ("pseudo-labels",)
+    options = before_refinement(shards, labels)
+    how = refinement(labels)
+    names = (f"before {how}", f"after {how}") if options else ("pseudo-labels",)
     scorers = [LabelScorer(labels.class_names) for _ in names]
     scored = 0
     for image_id in sorted({*shards.ids} & {*labels.ids} & dataset.by_id.keys()):

@@ -18,7 +18,7 @@ from wsssfast.report.charts import Chart, Series, line_chart
 from wsssfast.report.choose import MOST_RANKED, choose, require_ids
 from wsssfast.report.facts import option_facts, run_facts
 from wsssfast.report.gallery import MOST_CLASSES, Sources, exhibit
-from wsssfast.report.labels import before_crf, label_scores
+from wsssfast.report.labels import before_refinement, label_scores
 from wsssfast.report.page import render
 from wsssfast.report.scores import (
     BASELINE,
@@ -116,7 +116,7 @@ def write_report(
     stages = tuple(stage for stage in STAGES if stage in shards.stages)
     stage = stages[-1]
     threshold = measured[stage].threshold if stage in measured else None
-    before = before_crf(shards, labels) if labels is not None else None
+    before = before_refinement(shards, labels) if labels is not None else None
     sources = Sources(shards, dataset, stages, stage, threshold, labels, model, before)
     label_rows = label_scores(shards, labels, dataset, failed) if labels is not None else []
     chosen = choose(shards, dataset, stage, threshold, images, ids, failed)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,25 +11,30 @@ from torch import Tensor
 from wsssfast.data.dataset import Dataset
 from wsssfast.errors import WsssError
 from wsssfast.files import output_folder
+from wsssfast.kernels import CrfBackend
 from wsssfast.label_options import LabelOptions
 from wsssfast.labels import export_labels
-from wsssfast.models.affinity import STRIDE, AffinityConfig, AffinityNet, ViTTrunk
-from wsssfast.models.checkpoint import save_model, weights_hash
+from wsssfast.models.affinity import STRIDE, AffinityConfig, AffinityNet, ConvTrunk, ViTTrunk
+from wsssfast.models.affinity_weights import load_conv, load_resnet38
+from wsssfast.models.backbone import preprocessing
+from wsssfast.models.checkpoint import load_model, save_model, weights_hash
 from wsssfast.models.classifier import ClassTokenViT
+from wsssfast.models.resnet38 import ResNet38
 from wsssfast.pace import Watch
 from wsssfast.shards.label_shards import LabelShards
 from wsssfast.shards.reader import CamShards
 from wsssfast.shards.resume import ExportSummary
-from wsssfast.training.affinity import AffinityOptions, AffinitySamples, affinity_loss
+from wsssfast.training.affinity import AffinitySamples, affinity_loss
 from wsssfast.training.fit import Report, Task, fit, require_sizes
 from wsssfast.training.optimise import parameter_groups
-from wsssfast.training.options import RunOptions
+from wsssfast.training.options import AffinityOptions, RunOptions
 from wsssfast.training.samples import readable
 from wsssfast.training.segmenter import with_labels
 from wsssfast.training.state import Progress
 from wsssfast.training.workers import Workers
 
 CELLS = "cells"  # folder of the labels, inside that of the run
+_Trunk = TypeVar("_Trunk", ResNet38, ConvTrunk, ViTTrunk)
 
 
 def label_cells(
@@ -37,7 +43,10 @@ def label_cells(
     out: Path,
     options: LabelOptions,
     *,
+    device: str = "cpu",
+    backend: CrfBackend = "auto",
     crf_workers: int = 1,
+    worker: tuple[int, int] = (0, 1),
     watch: Watch = lambda event, facts: None,
 ) -> ExportSummary:
     """Labels of 8 x 8 cells from CAMs, made once for a run and kept in its folder.
@@ -50,15 +59,18 @@ def label_cells(
         dataset: that they were made from.
         out: folder of the run.
         options: of the CRF and the background.
+        device: as of `export_labels`, like all that follow.
+        backend: of the CRF.
         crf_workers: processes that refine, on a CPU.
-        watch: as of `export_labels`.
+        worker: this one of several.
+        watch: told of what happens.
 
     Raises:
         WsssError: as of `export_labels`.
     """
     return export_labels(
-        cams, out / CELLS, replace(options, cell=STRIDE), dataset, crf_workers=crf_workers,
-        watch=watch,
+        cams, out / CELLS, replace(options, cell=STRIDE), dataset, device=device,
+        backend=backend, crf_workers=crf_workers, worker=worker, watch=watch,
     )  # fmt: skip
 
 
@@ -149,14 +161,56 @@ def affinity_task(
     return net, task
 
 
+def trunk_of(
+    trunk: str, class_names: tuple[str, ...], source: str | None, boundary: bool
+) -> tuple[AffinityConfig, Callable[[AffinityNet], None]]:
+    """An AffinityNet's configuration, and what puts weights into its trunk.
+
+    Args:
+        trunk: resnet38, vit, or timm's name of a convolutional network.
+        class_names: of the data set.
+        source: of the weights: for vit the checkpoint of a classifier; for the others a file, or
+            `none`; for timm's also `timm`, which downloads them and is what None means.
+        boundary: whether to find boundaries instead of features.
+
+    Raises:
+        WsssError: an unknown trunk, or no such weights.
+    """
+    if trunk == "vit":
+        if source in (None, "none", "timm"):
+            raise WsssError(
+                "Expected a classifier that the trunk vit starts from, found none.",
+                "Give its checkpoint by --pretrained.",
+            )
+        classifier = load_model(str(source))
+        normalisation = classifier.config.mean, classifier.config.std
+        config = AffinityConfig(class_names, trunk, classifier.config, boundary, *normalisation)
+        return config, from_classifier(classifier)
+    if trunk == "resnet38":
+        if source in (None, "timm"):
+            raise WsssError(
+                "Expected weights of ResNet38, which timm does not provide, found none.",
+                "Give --pretrained FILE (docs/affinity.md says where they are published), or none.",
+            )
+        config = AffinityConfig(class_names, trunk, boundary=boundary)
+        if source == "none":
+            return config, lambda net: None
+        return config, lambda net: load_resnet38(_trunk_as(net, ResNet38), Path(str(source)))
+    mean, std = preprocessing(trunk)
+    config = AffinityConfig(class_names, trunk, None, boundary, mean, std)
+    if source == "none":
+        return config, lambda net: None
+    return config, lambda net: load_conv(_trunk_as(net, ConvTrunk), trunk, source or "timm")
+
+
 def from_classifier(classifier: ClassTokenViT) -> Callable[[AffinityNet], None]:
     """What starts a ViT trunk from a classifier."""
+    return lambda net: _trunk_as(net, ViTTrunk).vit.take_network(classifier)
 
-    def start(net: AffinityNet) -> None:
-        assert isinstance(net.trunk, ViTTrunk)
-        net.trunk.vit.take_network(classifier)
 
-    return start
+def _trunk_as(net: AffinityNet, kind: type[_Trunk]) -> _Trunk:
+    assert isinstance(net.trunk, kind)
+    return net.trunk
 
 
 def _nothing(factors: Tensor) -> None:

@@ -13,6 +13,7 @@ from wsssfast.versions import versions
 
 LISTS = ("train-ids.txt", "held-out-ids.txt")
 _OURS = (state.NAME, logs.NAME, "last.safetensors", "best.safetensors", "options.json", *LISTS)
+_FOLDERS = ("tensorboard", "cells")
 
 
 def open_run(
@@ -44,7 +45,8 @@ def open_run(
             (out / name).unlink(missing_ok=True)
         for partial in out.glob(".*.partial"):
             partial.unlink()
-        shutil.rmtree(out / "tensorboard", ignore_errors=True)
+        for name in _FOLDERS:
+            shutil.rmtree(out / name, ignore_errors=True)
     if not resume:
         require_empty(out)
     if (out / "last.safetensors").exists() and not (out / state.NAME).exists():

@@ -98,6 +98,39 @@ class ClassifierOptions(Schedule):
 
 
 @dataclass(frozen=True)
+class AffinityOptions(Schedule):
+    """How AffinityNet is trained: the schedule, and what is done to the images.
+
+    Attributes:
+        bias_rate: factor on the rate of biases, over that of the weights beside them.
+        crop: side in pixels of the random crops, a multiple of 8; smaller images are padded.
+        jitter: strength of random brightness, contrast and saturation; of hue a third.
+    """
+
+    epochs: int = 5
+    batch_size: int = 8
+    optimiser: Optimiser = "sgd"
+    rate: float = 0.01
+    rate_batch: int = 8
+    new_rate: float = 10.0
+    warmup_epochs: float = 0.0
+    final_rate: float = 0.0
+    curve: RateCurve = "poly"
+    weight_decay: float = 5e-4
+    bias_rate: float = 2.0
+    crop: int = 448
+    jitter: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ("jitter",), 0, 1)
+        require(self, ("bias_rate",), 1e-12, 1e3)
+        require(self, ("crop",), 72, 8192)  # pairs begin in a grid of 5 x 9 cells and more
+        if self.crop % 8:
+            raise WsssError(f"Expected a crop that is a multiple of 8, found {self.crop}.")
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """How a run is carried out; nothing here changes its result.
 

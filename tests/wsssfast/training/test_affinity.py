@@ -17,9 +17,9 @@ from wsssfast.models.affinity import AffinityConfig
 from wsssfast.models.checkpoint import load_affinity, load_model
 from wsssfast.shards import CamShards
 from wsssfast.shards.label_shards import LabelShards
-from wsssfast.training.affinity import AffinityOptions, affinity_loss, crop
+from wsssfast.training.affinity import affinity_loss, crop
 from wsssfast.training.affinity_run import CELLS, from_classifier, label_cells, train_affinity
-from wsssfast.training.options import RunOptions
+from wsssfast.training.options import AffinityOptions, RunOptions
 
 NAMES = ("cat", "cow", "dog")
 CONFIG = AffinityConfig(NAMES, "vit", tiny_config(NAMES))
