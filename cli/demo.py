@@ -43,7 +43,10 @@ def demo(out: Path, seed: int, json_path: str | None) -> None:
             ["stage", "mIoU %", "threshold"],
             rows,
         )
-        click.echo(f"Pseudo-labels of the training scenes: {100 * result.labels:.1f} % mIoU.")
+        click.echo(
+            f"Pseudo-labels of the training scenes: {100 * result.labels:.1f} % mIoU; after a walk "
+            f"over learned affinities {100 * result.walked:.1f} %."
+        )
         times = ", ".join(f"{step} {value:.0f} s" for step, value in result.seconds.items())
         click.echo(f"Time: {times}.")
         click.echo(f"The report is at {result.report.resolve()}")

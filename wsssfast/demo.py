@@ -16,14 +16,16 @@ from wsssfast.evaluate import evaluate_cams, evaluate_labels
 from wsssfast.export import export_cams
 from wsssfast.files import output_folder
 from wsssfast.kernels import STAGES
+from wsssfast.label_walk import walk_by
 from wsssfast.labels import LabelOptions, export_labels
 from wsssfast.models.classifier import ClassifierConfig
 from wsssfast.report import write_report
 from wsssfast.shards.label_shards import LabelShards
 from wsssfast.shards.reader import CamShards
+from wsssfast.training.affinity_run import CELLS, label_cells, train_affinity, trunk_of
 from wsssfast.training.classifier import train_classifier
 from wsssfast.training.fit import Report
-from wsssfast.training.options import ClassifierOptions, RunOptions
+from wsssfast.training.options import AffinityOptions, ClassifierOptions, RunOptions
 from wsssfast.training.segmenter import SegmenterOptions, score_masks, train_segmenter
 from wsssfast.training.workers import Workers
 
@@ -38,7 +40,9 @@ SEGMENTER = SegmenterOptions(
 )  # fmt: skip
 # Eq. 6 to the letter: what propagates best on a network trained for minutes (method §4)
 CAMS = CamOptions(stages=STAGES, scales=(1.0, 1.5), propagation="scatter")
-_FOLDERS = ("classifier", "cams-train", "cams-val", "labels", "segmenter")
+AFFINITY = AffinityOptions(epochs=3, batch_size=16, rate_batch=16, crop=128, jitter=0.0)
+_BAND = 0.1  # of scores on either side of the threshold, in which cells are ignored
+_FOLDERS = ("classifier", "cams-train", "cams-val", "labels", "affinity", "walked", "segmenter")
 _MARK = ".wsssfast-demo"
 _RUN = RunOptions(loader_workers=0)
 
@@ -52,7 +56,8 @@ class DemoResult:
         thresholds: stage -> that threshold.
         labels: mIoU of the pseudo-labels of the training scenes, at the threshold that suits their
             masks best.
-        segmenter: mIoU on unseen scenes of a segmenter trained on those pseudo-labels alone.
+        walked: mIoU of those that a walk over affinities made of them.
+        segmenter: mIoU on unseen scenes of a segmenter trained on the latter alone.
         seconds: wall time of each step.
         report: the HTML report.
     """
@@ -60,6 +65,7 @@ class DemoResult:
     stages: dict[str, float]
     thresholds: dict[str, float]
     labels: float
+    walked: float
     segmenter: float
     seconds: dict[str, float]
     report: Path
@@ -101,11 +107,29 @@ def run_demo(
         export_labels(
             CamShards(out / "cams-train"), out / "labels", LabelOptions("final", background)
         )
-        labels = LabelShards(out / "labels")
-        labelled, _ = evaluate_labels(labels, scenes)
+        labelled, _ = evaluate_labels(LabelShards(out / "labels"), scenes)
+    with steps.of("learn from them which near cells belong together", "affinity"):
+        cams = CamShards(out / "cams-train")
+        sure = (max(0.0, background[0] - _BAND), min(1.0, background[0] + _BAND))
+        label_cells(cams, scenes, out / "affinity", LabelOptions("final", sure))
+        classifier = str(out / "classifier" / "last.safetensors")
+        about, start = trunk_of("vit", scenes.class_names, classifier, boundary=False)
+        train_affinity(
+            scenes, LabelShards(out / "affinity" / CELLS), about, replace(AFFINITY, seed=seed),
+            out / "affinity", start=start, run=_RUN,
+        )  # fmt: skip
+    with steps.of("let the scores walk over these affinities", "walk"):
+        network = out / "affinity" / "last.safetensors"
+        walk = walk_by(str(network), scenes.class_names, 8, 64)
+        export_labels(
+            cams, out / "walked", LabelOptions("final", background, refine="affinity", walk=walk),
+            scenes, network=network,
+        )  # fmt: skip
+        better = LabelShards(out / "walked")
+        walked, _ = evaluate_labels(better, scenes)
     with steps.of("train a segmenter on these labels", "segmenter"):
         segmenter, _ = train_segmenter(
-            scenes, labels, config, replace(SEGMENTER, seed=seed), out / "segmenter",
+            scenes, better, config, replace(SEGMENTER, seed=seed), out / "segmenter",
             classifier=model, run=_RUN, report=steps.training,
         )  # fmt: skip
         masks = score_masks(segmenter, unseen, Workers())
@@ -118,6 +142,7 @@ def run_demo(
         stages={stage: found["miou"] for stage, found in scores.items()},
         thresholds={stage: found["threshold"] for stage, found in scores.items()},
         labels=labelled["miou"],
+        walked=walked["miou"],
         segmenter=masks["mIoU"],
         seconds=steps.seconds,
         report=report.path,

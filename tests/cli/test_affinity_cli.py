@@ -67,7 +67,7 @@ def test_from_cams_to_walked_labels(wsssfast, made, tmp_path):
     assert wsssfast("convert", out, "--to", "png", "--out", tmp_path / "png")[0] == 0
     assert len(list((tmp_path / "png").glob("*.png"))) == 4
     code, _, err = wsssfast(
-        "report", cams, *data, "--label-shards", out, "--out", tmp_path / "r.html"
+        "report", "--cams", cams, *data, "--label-shards", out, "--out", tmp_path / "r.html"
     )
     assert code == 0, err
     code, _, err = wsssfast(

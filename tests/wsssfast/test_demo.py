@@ -17,6 +17,7 @@ def shorten(monkeypatch):
         whole = getattr(demo, name)
         short = demo.replace(whole, epochs=1, batch_size=8, warmup_epochs=0.5)
         monkeypatch.setattr(demo, name, short)
+    monkeypatch.setattr(demo, "AFFINITY", demo.replace(demo.AFFINITY, epochs=1, batch_size=8))
 
 
 def test_every_step_leaves_its_result(tmp_path, monkeypatch):
@@ -27,12 +28,13 @@ def test_every_step_leaves_its_result(tmp_path, monkeypatch):
     assert written["stages"] == result.stages
     assert list(result.stages) == list(STAGES)
     assert written["segmenter"] == result.segmenter and 0 <= result.labels <= 1
+    assert written["walked"] == result.walked and 0 <= result.walked <= 1
     assert load_model(tmp_path / "classifier" / "last.safetensors").num_classes == 8
     assert load_segmenter(tmp_path / "segmenter" / "last.safetensors").config.image_size == 128
     page = result.report.read_text()
     assert "original+c2p+p2p" in page and "<svg" in page
     assert set(result.seconds) == {
-        "train", "export", "evaluate", "label", "segmenter", "report"
+        "train", "export", "evaluate", "label", "affinity", "walk", "segmenter", "report"
     }  # fmt: skip
     assert any("loss" in line for line in lines)
     assert demo.run_demo(tmp_path, 0).stages == result.stages  # replaces, and repeats
@@ -44,7 +46,8 @@ def test_the_final_cam_beats_the_original_by_far(tmp_path):
     stages = result.stages
     assert stages["original"] < stages["modulated"] < stages["final"]
     assert stages["final"] > stages["original"] + 0.05
-    assert result.segmenter > 0.5 * result.labels  # eight epochs of a small ViT
+    assert result.walked > result.labels
+    assert result.segmenter > 0.5 * result.walked  # eight epochs of a small ViT
 
 
 def test_folders_that_no_demo_made_are_left_alone(tmp_path):
