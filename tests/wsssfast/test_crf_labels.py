@@ -142,7 +142,7 @@ def test_an_image_too_large_for_memory_is_listed_until_there_is_more(
     monkeypatch.setattr("wsssfast.label_maker.usable_memory", lambda device: 1_000_000)
     summary = export()
     assert summary.failed.keys() == {"im0", "im1", "im2", "im4"}
-    assert "more than half of the memory for a CRF" in summary.failed["im0"]
+    assert "more than half of the memory to be refined" in summary.failed["im0"]
     assert export().written_shards == 0
     monkeypatch.undo()
     assert (export().written_shards, export().failed) == (3, {})

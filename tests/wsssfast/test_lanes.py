@@ -43,14 +43,14 @@ def together(data, out, monkeypatch):
     """How many batches were computed at the same time, at the most."""
     running, most, counting = 0, 0, threading.Lock()
 
-    def watched(*args):
+    def watched(*args, **how):
         nonlocal running, most
         with counting:
             running += 1
             most = max(most, running)
         time.sleep(0.05)
         try:
-            return batch_maps(*args)
+            return batch_maps(*args, **how)
         finally:
             with counting:
                 running -= 1

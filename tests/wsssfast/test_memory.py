@@ -54,11 +54,11 @@ def test_a_batch_that_finds_no_memory_is_tried_as_halves(tmp_path, monkeypatch):
     data = open_dataset("folder", folder_dataset(tmp_path / "data", sizes=[(40, 32)] * 12))
     tried = []
 
-    def hungry(model, pixels, *rest):
+    def hungry(model, pixels, *rest, **how):
         tried.append(len(pixels))
         if len(pixels) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return batch_maps(model, pixels, *rest)
+        return batch_maps(model, pixels, *rest, **how)
 
     monkeypatch.setattr(pipeline, "batch_maps", hungry)
     summary = export_cams(tiny_model(), data, tmp_path / "out", ALL, batch_size=8)
@@ -72,10 +72,10 @@ def test_a_batch_that_finds_no_memory_is_tried_as_halves(tmp_path, monkeypatch):
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
 def test_an_image_that_finds_no_memory_is_listed(data, tmp_path, monkeypatch, error):
-    def hungry(model, pixels, *rest):
+    def hungry(model, pixels, *rest, **how):
         if pixels[0][0].shape[0] == 24:
             raise error
-        return batch_maps(model, pixels, *rest)
+        return batch_maps(model, pixels, *rest, **how)
 
     monkeypatch.setattr(pipeline, "batch_maps", hungry)
     summary = export_cams(tiny_model(), data, tmp_path / "out", ALL)
@@ -89,7 +89,7 @@ def test_an_image_that_finds_no_memory_is_listed(data, tmp_path, monkeypatch, er
 def test_where_no_memory_is_left_the_run_ends_and_marks_nothing_as_done(
     data, tmp_path, monkeypatch
 ):
-    def hungry(*args):
+    def hungry(*args, **how):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(pipeline, "batch_maps", hungry)
@@ -99,7 +99,7 @@ def test_where_no_memory_is_left_the_run_ends_and_marks_nothing_as_done(
 
 
 def test_what_goes_wrong_in_the_network_is_not_taken_for_a_bad_image(data, tmp_path, monkeypatch):
-    def broken(*args):
+    def broken(*args, **how):
         raise RuntimeError("shapes do not fit")
 
     monkeypatch.setattr(pipeline, "batch_maps", broken)
