@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_told(made, tmp_path):
         train_affinity(dataset, cells, other, OPTIONS, tmp_path, run=ALONE)
     with pytest.raises(WsssError, match="multiple of 8"):
         AffinityOptions(crop=100)
-    with pytest.raises(WsssError, match="affinity checkpoint"):
+    with pytest.raises(WsssError, match="a file of weights"):
         load_affinity(__file__)
     config = AffinityConfig(dataset.class_names, "vit", tiny_config(dataset.class_names))
     train_affinity(dataset, cells, config, OPTIONS, tmp_path, run=ALONE)
