@@ -16,8 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from wsssfast.bench.arguments import data_arguments, opened
 from wsssfast.bench.report import machine
-from wsssfast.data import open_dataset
 from wsssfast.kernels import Pairwise, crf_reference, dense_crf
 from wsssfast.pseudo_labels import energies
 from wsssfast.shards import CamShards
@@ -53,16 +53,14 @@ def exact(image: torch.Tensor, energy: torch.Tensor, pairwise: Pairwise) -> torc
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cams", type=Path, required=True)
-    parser.add_argument("--dataset", default="voc")
-    parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--split")
+    data_arguments(parser)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--classes", type=int, default=2, help="the least, background included")
     parser.add_argument("--backend", default="torch", choices=["torch", "triton"])
     parser.add_argument("--exact", type=int, default=0)
     args = parser.parse_args()
     shards = CamShards(args.cams)
-    dataset = open_dataset(args.dataset, args.data_root, args.split)
+    dataset = opened(args)
     ids = [i for i in shards if i in dataset.by_id and len(shards.labels(i))]
     ids = ids[:: max(1, len(ids) // args.images)][: args.images]
     rows = {}

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wsssfast.bench.arguments import data_arguments, opened
 from wsssfast.bench.energies import smooth_energies
 from wsssfast.bench.report import machine
-from wsssfast.data import open_dataset
 from wsssfast.kernels import dense_crf
 
 BACKENDS = ("pydensecrf", "torch")
@@ -68,15 +68,13 @@ def in_two(backend: str, images: list[np.ndarray], classes: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--dataset", default="voc")
-    parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--split")
+    data_arguments(parser)
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--resize", metavar="WxH", help="bring all images to one size")
     parser.add_argument("--classes", default="2,3,5,21", help="background included")
     args = parser.parse_args()
     one_thread()
-    dataset = open_dataset(args.dataset, args.data_root, args.split)
+    dataset = opened(args)
     items = dataset.items[:: max(1, len(dataset) // args.images)][: args.images]
     images = []
     for item in sorted(items, key=dataset.image_size):

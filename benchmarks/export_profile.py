@@ -16,10 +16,10 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
+from wsssfast.bench.arguments import data_arguments, opened
 from wsssfast.bench.forward import random_model
 from wsssfast.bench.report import machine
 from wsssfast.cam_options import CamOptions
-from wsssfast.data import open_dataset
 from wsssfast.export import export_cams
 from wsssfast.models.checkpoint import load_model
 from wsssfast.models.classifier import ClassifierConfig
@@ -46,15 +46,13 @@ def kind_of(name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--dataset", default="voc")
-    parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--split")
+    data_arguments(parser)
     parser.add_argument("--checkpoint", type=Path, help="else random weights of --arch")
     parser.add_argument("--arch", default="deit_small_patch16_224")
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--scales", default="1.0")
     args = parser.parse_args()
-    dataset = open_dataset(args.dataset, args.data_root, args.split)
+    dataset = opened(args)
     dataset = replace(dataset, items=dataset.items[: args.images])
     if args.checkpoint:
         model = load_model(args.checkpoint)

@@ -26,11 +26,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from wsssfast.bench.arguments import data_arguments, opened
 from wsssfast.bench.forward import random_model
 from wsssfast.bench.peers import plain_forward, stacked_forward
 from wsssfast.bench.report import machine
 from wsssfast.cam_options import CamOptions
-from wsssfast.data import Dataset, Item, open_dataset
+from wsssfast.data import Dataset, Item
 from wsssfast.export import export_cams
 from wsssfast.models.checkpoint import load_model
 from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
@@ -95,9 +96,7 @@ def spread(ratios: np.ndarray) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--dataset", default="voc")
-    parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--split")
+    data_arguments(parser)
     parser.add_argument("--checkpoint", type=Path, help="else random weights of --arch")
     parser.add_argument("--arch", default="deit_small_patch16_224")
     parser.add_argument("--images", type=int, default=500)
@@ -107,7 +106,7 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=5, help="in which they take turns")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    dataset = open_dataset(args.dataset, args.data_root, args.split)
+    dataset = opened(args)
     if args.checkpoint:
         model = load_model(args.checkpoint)
     else:

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from wsssfast.bench.arguments import data_arguments, opened
 from wsssfast.bench.report import machine
 from wsssfast.cam_options import CamOptions
 from wsssfast.compute import captures, near_affinities, prepare
-from wsssfast.data import open_dataset
-from wsssfast.data.dataset import IGNORE
+from wsssfast.evaluate.labels import LabelScorer
 from wsssfast.kernels import Pairwise, dense_crf
 from wsssfast.label_options import LabelOptions, Walk
 from wsssfast.label_walk import Affinity, seen_by, walked
@@ -41,24 +41,6 @@ def all_scores(cam: torch.Tensor, options: object = None) -> torch.Tensor:
     backgrounds = [torch.full_like(rest, score) for score in SCORES]
     backgrounds += [rest**exponent for exponent in EXPONENTS]
     return torch.stack([torch.cat([background, cam]) for background in backgrounds])
-
-
-def confusion(scores: torch.Tensor, classes: np.ndarray, truth: np.ndarray, of: int) -> np.ndarray:
-    """Counts int64 [settings, of, of] of (truth, found)."""
-    valid = truth != IGNORE
-    wanted = truth[valid].astype(np.int64)
-    counts = [
-        np.bincount(wanted * of + classes[one.argmax(0).numpy()[valid]], minlength=of * of)
-        for one in scores
-    ]
-    return np.stack(counts).reshape(len(scores), of, of)
-
-
-def miou(counts: np.ndarray) -> np.ndarray:
-    """Of counts [settings, C, C]; classes that are nowhere are left out."""
-    hits = np.diagonal(counts, axis1=1, axis2=2)
-    union = counts.sum(1) + counts.sum(2) - hits
-    return np.nanmean(np.where(union > 0, hits / np.maximum(union, 1), np.nan), axis=1)
 
 
 class Steps:
@@ -103,17 +85,17 @@ class Steps:
         return dense_crf([pixels], [energies(scores)], self.pairwise)[0]
 
 
-def best_of(even: np.ndarray, odd: np.ndarray) -> dict[str, Any]:
+def best_of(even: list[LabelScorer], odd: list[LabelScorer]) -> dict[str, Any]:
     """The settings that are best on the even half, and their mIoU on both."""
-    on_even, on_odd = miou(even), miou(odd)
+    on_even, on_odd = ([one.result()["miou"] for one in half] for half in (even, odd))
     parts = {"score": range(len(SCORES)), "exponent": range(len(SCORES), len(SETTINGS))}
-    chosen = {kind: max(part, key=lambda n: on_even[n]) for kind, part in parts.items()}
+    chosen = {kind: max(part, key=on_even.__getitem__) for kind, part in parts.items()}
     return {
         kind: {
             "chosen": SETTINGS[best],
-            "even": round(float(on_even[best]), 4),
-            "odd": round(float(on_odd[best]), 4),
-            "best_possible_on_odd": round(float(on_odd[list(parts[kind])].max()), 4),
+            "even": round(on_even[best], 4),
+            "odd": round(on_odd[best], 4),
+            "best_possible_on_odd": round(max(on_odd[n] for n in parts[kind]), 4),
         }
         for kind, best in chosen.items()
     }
@@ -122,9 +104,7 @@ def best_of(even: np.ndarray, odd: np.ndarray) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cams", type=Path, required=True)
-    parser.add_argument("--dataset", default="voc")
-    parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--split")
+    data_arguments(parser)
     parser.add_argument("--stage", default="final")
     parser.add_argument(
         "--constants",
@@ -139,23 +119,25 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="of the images, one in so many")
     args = parser.parse_args()
     shards = CamShards(args.cams)
-    dataset = open_dataset(args.dataset, args.data_root, args.split)
+    dataset = opened(args)
     ids = [i for i in sorted(shards) if i in dataset.by_id and len(shards.labels(i))][:: args.every]
-    of = len(shards.class_names) + 1
-    totals: dict[str, np.ndarray] = {}
+    scorers: dict[str, list[list[LabelScorer]]] = {}
     steps = Steps(args)
     for n, image_id in enumerate(ids):
         item = dataset.by_id[image_id]
         truth = dataset.load_mask(item)
         labels, cam = shards.cam(image_id, args.stage)
-        classes = np.array([0, *(label + 1 for label in labels.tolist())])
+        classes = np.array([0, *(labels + 1)], np.uint8)
         for name, scores in steps(torch.from_numpy(cam), dataset.load_image(item)):
-            total = totals.setdefault(name, np.zeros((2, len(SETTINGS), of, of), np.int64))
-            total[n % 2] += confusion(scores, classes, truth, of)
+            halves = scorers.setdefault(
+                name, [[LabelScorer(shards.class_names) for _ in SETTINGS] for _ in range(2)]
+            )
+            for scorer, decided in zip(halves[n % 2], scores.argmax(1).numpy(), strict=True):
+                scorer.add(classes[decided], truth)
     print(json.dumps({
         "benchmark": "label_quality", **machine("cpu"), "stage": args.stage,
         "constants": args.constants, "images": len(ids), "odd_half": len(ids) // 2,
-        "miou": {name: best_of(*halves) for name, halves in totals.items()},
+        "miou": {name: best_of(*halves) for name, halves in scorers.items()},
     }))  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from wsssfast.bench.arguments import data_arguments, opened
 from wsssfast.bench.report import machine
 from wsssfast.cam_options import CamOptions
-from wsssfast.data import open_dataset
 from wsssfast.export import export_cams
 from wsssfast.models.checkpoint import load_model
 from wsssfast.shards import CamShards, open_shards
@@ -33,16 +33,14 @@ def agreement(found: CamShards, wanted: CamShards, threshold: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--dataset", default="voc")
-    parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--split")
+    data_arguments(parser)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--precisions", default="bf16,fp16")
     parser.add_argument("--threshold", type=float, default=0.45)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    dataset = open_dataset(args.dataset, args.data_root, args.split)
+    dataset = opened(args)
     step = max(1, len(dataset) // args.images)
     dataset = replace(dataset, items=dataset.items[::step][: args.images])
     model = load_model(args.checkpoint).to(args.device)

@@ -18,7 +18,8 @@ from statistics import median
 import torch
 from torch.utils.data import DataLoader
 
-from wsssfast.data import Dataset, open_dataset
+from wsssfast.bench.arguments import data_arguments, opened
+from wsssfast.data import Dataset
 from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT, classifier_loss
 from wsssfast.training.classifier import train_classifier
 from wsssfast.training.options import ClassifierOptions, RunOptions
@@ -69,16 +70,14 @@ def ours(dataset: Dataset, config: ClassifierConfig, options: ClassifierOptions,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--dataset", default="synthetic")
-    parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--split", default=None)
+    data_arguments(parser, "synthetic")
     parser.add_argument("--steps", type=int, default=6, help="a turn")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--loader-workers", type=int, default=2)
     args = parser.parse_args()
-    whole = open_dataset(args.dataset, args.data_root, args.split)
+    whole = opened(args)
     count = args.steps * args.batch_size
     dataset = whole.subset(lambda n, item: n < count, whole.split)
     names = tuple(f"class{n}" for n in range(max(20, len(whole.class_names))))

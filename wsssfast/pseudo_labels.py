@@ -112,8 +112,9 @@ def pseudo_labels(
         return masks
     scores = []
     for n in some:
-        affinity = affinities[n] if affinities else None
-        if options.walk and affinity is not None:
+        if options.walk:
+            affinity = affinities[n] if affinities else None
+            assert affinity is not None, "scores that walk need an affinity"
             scores.append(walked(cams[n], affinity, options, class_scores))
         else:
             scores.append(class_scores(cams[n], options))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from wsssfast.data.dataset import Dataset
 from wsssfast.errors import WsssError
@@ -17,7 +16,7 @@ from wsssfast.labels import export_labels
 from wsssfast.models.affinity import STRIDE, AffinityConfig, AffinityNet, ConvTrunk, ViTTrunk
 from wsssfast.models.affinity_weights import load_conv, load_resnet38
 from wsssfast.models.backbone import preprocessing
-from wsssfast.models.checkpoint import load_model, save_model, weights_hash
+from wsssfast.models.checkpoint import load_model
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.models.resnet38 import ResNet38
 from wsssfast.pace import Watch
@@ -25,12 +24,12 @@ from wsssfast.shards.label_shards import LabelShards
 from wsssfast.shards.reader import CamShards
 from wsssfast.shards.resume import ExportSummary
 from wsssfast.training.affinity import AffinitySamples, affinity_loss
-from wsssfast.training.fit import Report, Task, fit, require_sizes
-from wsssfast.training.optimise import parameter_groups
+from wsssfast.training.fit import Report, Task, fit
 from wsssfast.training.options import AffinityOptions, RunOptions
 from wsssfast.training.samples import readable
 from wsssfast.training.segmenter import with_labels
 from wsssfast.training.state import Progress
+from wsssfast.training.task import task_of
 from wsssfast.training.workers import Workers
 
 CELLS = "cells"  # folder of the labels, inside that of the run
@@ -131,32 +130,21 @@ def affinity_task(
             f"of {len(config.class_names)} others."
         )
     dataset = with_labels(dataset, cells)
-    require_sizes(len(dataset), options, workers)
     readable(dataset, 0)  # at least one image, before any process is started
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         net = AffinityNet(config)
         start(net)
-    identity = {
-        "format_version": 1,
-        "start": weights_hash(net),
-        "dataset": dataset.fingerprint,
-        "cells": cells.identity,
-        **{k: v for k, v in options.to_json().items() if k != "accumulate"},
-    }
-    record = {"options": options.to_json(), "dataset": dataset.name, "split": dataset.split}
-    net.to(workers.device)
-    fresh = ("f8_3.", "f8_4.", "f8_5.", "f9.", "trunk.norms.")
-    task = Task(
-        model=net,
+    task = task_of(
+        net,
+        dataset,
+        options,
+        workers,
         samples=AffinitySamples(dataset, cells, config, options),
         loss=affinity_loss,
-        groups=parameter_groups(net, options, bare=(), new=fresh, bias_rate=options.bias_rate),
-        prepare=_nothing,
-        evaluate=None,
-        chosen_by="",
-        save=lambda path, row: save_model(net, path, {**record, **row}),
-        identity=identity,
+        new=("f8_3.", "f8_4.", "f8_5.", "f9.", "trunk.norms."),
+        bias_rate=options.bias_rate,
+        identity={"cells": cells.identity},
     )
     return net, task
 
@@ -211,7 +199,3 @@ def from_classifier(classifier: ClassTokenViT) -> Callable[[AffinityNet], None]:
 def _trunk_as(net: AffinityNet, kind: type[_Trunk]) -> _Trunk:
     assert isinstance(net.trunk, kind)
     return net.trunk
-
-
-def _nothing(factors: Tensor) -> None:
-    """There is no stochastic depth."""

@@ -26,7 +26,7 @@ from wsssfast.training.fit import Report, Task, fit
 from wsssfast.training.options import ClassifierOptions, RunOptions
 from wsssfast.training.samples import ClassifierSamples, readable
 from wsssfast.training.state import Progress
-from wsssfast.training.vit import vit_task
+from wsssfast.training.task import task_of
 from wsssfast.training.workers import Workers
 
 
@@ -95,13 +95,13 @@ def classifier_task(
             init_from_scratch(model)
         else:
             init_from_backbone(model, backbone)
-    task = vit_task(
+    task = task_of(
         model,
-        model.blocks,
         dataset,
-        held_out,
         options,
         workers,
+        blocks=model.blocks,
+        held_out=held_out,
         samples=ClassifierSamples(dataset, config, options, len(model.blocks)),
         loss=lambda logits, targets: classifier_loss(logits[0], logits[1], targets),
         bare=("cls_token", "pos_embed"),

@@ -25,7 +25,7 @@ from wsssfast.training.fit import Report, fit
 from wsssfast.training.options import RunOptions, Schedule, require
 from wsssfast.training.samples import Key, Sample, randomness, readable
 from wsssfast.training.state import Progress
-from wsssfast.training.vit import vit_task
+from wsssfast.training.task import task_of
 from wsssfast.training.workers import Workers
 
 
@@ -152,13 +152,13 @@ def train_segmenter(
         if classifier is not None:
             start_from_classifier(model, classifier)
     blocks = model.encoder.blocks
-    task = vit_task(
+    task = task_of(
         model,
-        blocks,
         dataset,
-        held_out,
         options,
         workers,
+        blocks=blocks,
+        held_out=held_out,
         samples=SegmenterSamples(dataset, shards, config, options, len(blocks)),
         loss=segmenter_loss,
         bare=("encoder.cls_token", "encoder.pos_embed"),

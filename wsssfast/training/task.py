@@ -1,4 +1,4 @@
-"""What training a vision transformer takes besides its samples and its loss."""
+"""What every training here takes besides its samples, its loss and its scores."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
 from wsssfast.data.dataset import Dataset
+from wsssfast.models.affinity import AffinityNet
 from wsssfast.models.checkpoint import save_model, weights_hash
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.models.segmenter import Segmenter
@@ -18,40 +19,42 @@ from wsssfast.training.samples import Sample
 from wsssfast.training.workers import Workers
 
 
-def vit_task(
-    model: ClassTokenViT | Segmenter,
-    blocks: nn.Sequential,
+def task_of(
+    model: ClassTokenViT | Segmenter | AffinityNet,
     dataset: Dataset,
-    held_out: Dataset | None,
     options: Schedule,
     workers: Workers,
     *,
     samples: TorchDataset[Sample],
     loss: Callable[[Any, Tensor], Tensor],
-    bare: Collection[str],
     new: Collection[str],
-    score: Callable[[Dataset], dict[str, Any]],
-    chosen_by: str,
     identity: dict[str, Any],
     start: str = "",
+    bare: Collection[str] = (),
+    bias_rate: float = 1.0,
+    blocks: nn.Sequential | None = None,
+    held_out: Dataset | None = None,
+    score: Callable[[Dataset], dict[str, Any]] | None = None,
+    chosen_by: str = "",
 ) -> Task:
     """The task of training a model, which is moved to its worker's device.
 
     Args:
         model: with the weights to start from.
-        blocks: its transformer blocks; they get stochastic depth by sample.
         dataset: what is trained on.
-        held_out: what is scored after each epoch, if anything.
         options: the schedule.
         workers: this process among those of the run.
         samples: of the data set.
         loss: of the model's output and a batch's targets.
-        bare: names of parameters without weight decay, besides all vectors.
         new: names, or beginnings that end in a dot, of what starts untrained.
-        score: scores of the model on a data set.
-        chosen_by: which of them makes a checkpoint the best.
         identity: what changes the result besides weights, data and options.
         start: what stands for the weights to start from; their hash where empty.
+        bare: names of parameters without weight decay, besides all vectors.
+        bias_rate: factor on the rate of biases.
+        blocks: its transformer blocks, which get stochastic depth by sample; None for none.
+        held_out: what is scored after each epoch, if anything.
+        score: scores of the model on a data set, where there are any.
+        chosen_by: which of them makes a checkpoint the best.
 
     Raises:
         WsssError: a batch that does not divide among the workers, or more than there are images.
@@ -61,20 +64,22 @@ def vit_task(
         "format_version": 1,
         "start": start or weights_hash(model),
         "dataset": dataset.fingerprint,
-        "held_out": held_out.fingerprint if held_out else "",
         **identity,
         **{k: v for k, v in options.to_json().items() if k != "accumulate"},
     }
+    if score:
+        whole["held_out"] = held_out.fingerprint if held_out else ""
     record = {"options": options.to_json(), "dataset": dataset.name, "split": dataset.split}
-    install_drop_path(blocks, options.batch_size // (workers.world * options.accumulate))
+    if blocks is not None:
+        install_drop_path(blocks, options.batch_size // (workers.world * options.accumulate))
     model.to(workers.device)
     return Task(
         model=model,
         samples=samples,
         loss=loss,
-        groups=parameter_groups(model, options, bare=bare, new=new),
-        prepare=lambda factors: set_drop_path(blocks, factors),
-        evaluate=None if held_out is None else lambda: score(held_out),
+        groups=parameter_groups(model, options, bare=bare, new=new, bias_rate=bias_rate),
+        prepare=lambda factors: None if blocks is None else set_drop_path(blocks, factors),
+        evaluate=None if score is None or held_out is None else lambda: score(held_out),
         chosen_by=chosen_by,
         save=lambda path, row: save_model(model, path, {**record, **row}),
         identity=whole,
