@@ -51,7 +51,7 @@ class Steps:
         self.walks = [tuple(map(float, walk.split(":"))) for walk in args.walks.split(",")]
         self.net = load_affinity(args.affinity) if args.affinity else None
         self.model = load_model(args.checkpoint) if args.checkpoint else None
-        self.crf, self.then_crf = args.crf, args.then_crf
+        self.crf, self.then_crf, self.certainty = args.crf, args.then_crf, args.certainty
 
     def __call__(self, cam: torch.Tensor, image: Any) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and scores [settings, 1 + K, H, W]."""
@@ -82,7 +82,7 @@ class Steps:
 
     def refined(self, pixels: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """After the CRF."""
-        return dense_crf([pixels], [energies(scores)], self.pairwise)[0]
+        return dense_crf([pixels], [energies(scores, self.certainty)], self.pairwise)[0]
 
 
 def best_of(even: list[LabelScorer], odd: list[LabelScorer]) -> dict[str, Any]:
@@ -111,6 +111,7 @@ def main() -> None:
         default="3,3,80,13,10",
         help="Gaussian sxy, compat, bilateral sxy, srgb, compat",
     )
+    parser.add_argument("--certainty", type=float, help="CRFs start from masks (IRN: 0.7)")
     parser.add_argument("--crf", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--then-crf", action="store_true")
     parser.add_argument("--affinity", type=Path, help="checkpoint of train-affinity")
@@ -136,7 +137,8 @@ def main() -> None:
                 scorer.add(classes[decided], truth)
     print(json.dumps({
         "benchmark": "label_quality", **machine("cpu"), "stage": args.stage,
-        "constants": args.constants, "images": len(ids), "odd_half": len(ids) // 2,
+        "constants": args.constants, "certainty": args.certainty, "images": len(ids),
+        "odd_half": len(ids) // 2,
         "miou": {name: best_of(*halves) for name, halves in scorers.items()},
     }))  # fmt: skip
 
