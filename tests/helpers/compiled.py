@@ -68,8 +68,9 @@ _POINTERS = {
     "crf_slice": {"start_ptr": "fp32", "first_ptr": "fp32", "first_vertex_ptr": "i32",
                   "first_weight_ptr": "fp32", "second_ptr": "fp32", "second_vertex_ptr": "i32",
                   "second_weight_ptr": "fp32", "out_ptr": "fp32"},
-    "walk": {"weight_ptr": "fp64", "sums_ptr": "fp64", "map_ptr": "fp64", "offset_ptr": "i32",
-             "about_ptr": "i64"},
+    "walk": {"weight_ptr": "fp64", "share_ptr": "fp64", "map_ptr": "fp64",
+             "other_ptr": "fp64", "walked_ptr": "fp64", "factor_ptr": "fp64",
+             "offset_ptr": "i32", "about_ptr": "i64"},
 }  # fmt: skip
 
 

@@ -1,12 +1,14 @@
 """Affinities and the random walk against pairs listed one by one and dense N x N matrices."""
 
+import math
+
 import pytest
 import torch
 from support import as_pairs
 
 from wsssfast.kernels import walk_reference
 from wsssfast.kernels.affinity import OFFSETS, boundary_affinity, pair_affinity
-from wsssfast.kernels.random_walk import random_walk
+from wsssfast.kernels.random_walk import chebyshev, random_walk
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = [(1, 1), (1, 30), (12, 1), (9, 3), (2, 2), (4, 12), (6, 8), (5, 9), (7, 11), (12, 17)]
@@ -76,6 +78,18 @@ def test_a_walk_is_the_power_of_the_dense_matrix(size, steps):
     assert torch.equal(maps, maps_of(*size).float())  # the input stays
 
 
+@pytest.mark.parametrize("steps", [0, 1, 2, 7, 64, 255, 4096])
+@pytest.mark.parametrize("left_out", [1e-5, 1e-9, 2e-18])
+def test_chebyshev_polynomials_sum_to_the_power(steps, left_out):
+    factors = chebyshev(steps, left_out)
+    x = torch.linspace(-1, 1, 4001, dtype=torch.float64)
+    angles = torch.arange(len(factors), dtype=torch.float64)[:, None] * x.acos()
+    found = torch.tensor(factors, dtype=torch.float64) @ angles.cos()
+    assert (found - x**steps).abs().max() <= 2 * left_out + 1e-12
+    assert len(factors) <= 1 + min(steps, (2 * steps * math.log(4 / left_out)) ** 0.5 + 1)
+    assert abs(math.fsum(factors) - 1) < 1e-15
+
+
 def test_a_walk_between_boundaries_is_the_power_of_the_dense_matrix():
     boundary, maps = maps_of(9, 10, count=1), maps_of(9, 10)
     wanted = walk_reference.dense_walk(walk_reference.boundary_affinity(boundary[0]), maps, 10, 64)
@@ -83,7 +97,7 @@ def test_a_walk_between_boundaries_is_the_power_of_the_dense_matrix():
     assert (found - wanted).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("steps", [0, 1, 4])
+@pytest.mark.parametrize("steps", [0, 1, 4, 40])
 def test_triton_walks_as_torch_does_images_of_any_sizes_together(steps):
     sizes = [(3, 5), (12, 17), (20, 30)]
     affinities = [pair_affinity(features_of(*s, torch.float32).to(DEVICE))[0] for s in sizes]
