@@ -120,7 +120,7 @@ def run_demo(
         )  # fmt: skip
     with steps.of("let the scores walk over these affinities", "walk"):
         network = out / "affinity" / "last.safetensors"
-        walk = walk_by(str(network), scenes.class_names, 8, 64)
+        walk = walk_by(network, scenes.class_names, 8, 64)
         export_labels(
             cams, out / "walked", LabelOptions("final", background, refine="affinity", walk=walk),
             scenes, network=network,

@@ -33,7 +33,7 @@ class Affinity:
     boundary: Tensor | None = None
 
 
-def walk_by(affinity: str, class_names: tuple[str, ...], beta: float, steps: int) -> Walk:
+def walk_by(affinity: str | Path, class_names: tuple[str, ...], beta: float, steps: int) -> Walk:
     """A walk by `vit`, or by the AffinityNet in a file.
 
     Raises:

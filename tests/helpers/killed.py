@@ -1,6 +1,6 @@
 """Export again and again, killed with SIGKILL at random moments; ends with 0 if nothing was harmed.
 
-    python tests/helpers/killed.py FOLDER KILLS WORKERS cams|labels
+    python tests/helpers/killed.py FOLDER KILLS WORKERS cams|labels|walk
 
 An export that comes to its end must have left the bytes of an undisturbed one, and begins anew.
 Prints how many were killed, and at how many different numbers of finished shards.
@@ -14,14 +14,20 @@ import sys
 import time
 from pathlib import Path
 
-from support import tiny_model
+import torch
+from support import tiny_config, tiny_model
 
 from wsssfast.cam_options import CamOptions
 from wsssfast.data import open_dataset
 from wsssfast.export import export_cams
 from wsssfast.label_options import LabelOptions
+from wsssfast.label_walk import walk_by
 from wsssfast.labels import export_labels
+from wsssfast.models.affinity import AffinityConfig, AffinityNet
+from wsssfast.models.checkpoint import save_model
 from wsssfast.shards import CamShards
+
+NETWORK = "affinity.safetensors"
 
 
 def shards_of(folder: Path) -> dict[str, bytes]:
@@ -29,7 +35,10 @@ def shards_of(folder: Path) -> dict[str, bytes]:
 
 
 def start(out: Path, worker: tuple[int, int], kind: str) -> int:
-    """Export CAMs, or labels by a CRF of those in the folder beside, in a process of its own."""
+    """Export CAMs, or labels of those in the folder beside, in a process of its own.
+
+    Labels are refined by a CRF, or by a walk over the affinities of a network and a CRF.
+    """
     process = os.fork()
     if process:
         return process
@@ -37,11 +46,22 @@ def start(out: Path, worker: tuple[int, int], kind: str) -> int:
     try:
         dataset = open_dataset("synthetic", None, "val:24")
         model = tiny_model(classes=dataset.class_names)
-        if kind == "cams":
+        if kind == "network":
+            torch.manual_seed(0)
+            names = dataset.class_names
+            save_model(AffinityNet(AffinityConfig(names, "vit", tiny_config(names))), out)
+        elif kind == "cams":
             export_cams(model, dataset, out, CamOptions(), shard_size=2, worker=worker)
         else:
-            options = LabelOptions("final", background_exponent=(1, 12), refine="crf")
-            export_labels(CamShards(out.parent / "cams"), out, options, dataset, worker=worker)
+            refine, walk, network = "crf", None, None
+            if kind == "walk":
+                network = out.parent / NETWORK
+                refine, walk = "affinity+crf", walk_by(network, dataset.class_names, 8, 64)
+            options = LabelOptions("final", background_exponent=(1, 12), refine=refine, walk=walk)
+            export_labels(
+                CamShards(out.parent / "cams"), out, options, dataset, network=network,
+                worker=worker,
+            )  # fmt: skip
         code = 0
     finally:
         os._exit(code)
@@ -59,8 +79,10 @@ def main() -> None:
         sys.argv[4],
     )
     whole, out = folder / "whole", folder / "out"
-    if kind == "labels":
+    if kind != "cams":
         assert ended_well(start(folder / "cams", (0, 1), "cams"))
+    if kind == "walk":
+        assert ended_well(start(folder / NETWORK, (0, 1), "network"))
     begin = time.perf_counter()
     assert ended_well(start(whole, (0, 1), kind))
     longest = time.perf_counter() - begin
