@@ -1,8 +1,9 @@
 """The random walk against PSA's way, a dense matrix that is squared; ends in one JSON line.
 
 Both start from the same affinities of one image, in turns; the dense way is float32, as in PSA and
-IRN. Peak memory is what a second call adds to a fresh process. `--largest-dense N` leaves the dense
-way out above N cells, where it takes minutes and gigabytes.
+IRN. Peak memory is what a second call adds to a fresh process; the dense way squares once there,
+which needs what six times do. `--largest-dense N` leaves the dense way out above N cells, where it
+takes minutes and gigabytes.
 
     python benchmarks/walk_speed.py
 """
@@ -67,7 +68,7 @@ def peak(way: str, size: tuple[int, int], maps: int, log_steps: int, threads: in
     """Bytes that a call adds to this process."""
     torch.set_num_threads(threads)
     made = case(size, maps)
-    return peak_of(lambda: WAYS[way](*made, log_steps))
+    return peak_of(lambda: WAYS[way](*made, 1 if way == "dense" else log_steps))
 
 
 def measured(size: tuple[int, int], maps: int, log_steps: int, runs: int, ways: list[str]) -> dict:
