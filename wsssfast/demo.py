@@ -42,6 +42,8 @@ SEGMENTER = SegmenterOptions(
 CAMS = CamOptions(stages=STAGES, scales=(1.0, 1.5), propagation="scatter")
 AFFINITY = AffinityOptions(epochs=3, batch_size=16, rate_batch=16, crop=128, jitter=0.0)
 _BAND = 0.1  # of scores on either side of the threshold, in which cells are ignored
+# a walk goes as far as the root of its steps, and scenes are a quarter of a photograph's side
+_STEPS = 8
 _FOLDERS = ("classifier", "cams-train", "cams-val", "labels", "affinity", "walked", "segmenter")
 _MARK = ".wsssfast-demo"
 _RUN = RunOptions(loader_workers=0)
@@ -120,7 +122,7 @@ def run_demo(
         )  # fmt: skip
     with steps.of("let the scores walk over these affinities", "walk"):
         network = out / "affinity" / "last.safetensors"
-        walk = walk_by(network, scenes.class_names, 8, 64)
+        walk = walk_by(network, scenes.class_names, beta=8, steps=_STEPS)
         export_labels(
             cams, out / "walked", LabelOptions("final", background, refine="affinity", walk=walk),
             scenes, network=network,
