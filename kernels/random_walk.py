@@ -72,16 +72,18 @@ def random_walk(
         return []
     if backend == "auto":
         backend = "triton" if for_device(maps[0].device) == "triton" else "torch"
-    weights = [_pairwise(affinity, beta) for affinity in affinities]
-    sums = [_column_sums(weight) for weight in weights]
     single = any(one.dtype != torch.float64 for one in maps)
     factors = chebyshev(steps, torch.finfo(torch.float32 if single else torch.float64).eps / 100)
     if backend == "torch":
-        whole = zip(weights, sums, maps, strict=True)
-        walked = [_walk(weight, own, one, factors) for weight, own, one in whole]
+        walked = [
+            _walk(_pairwise(affinity, beta), one, factors)
+            for affinity, one in zip(affinities, maps, strict=True)
+        ]
     else:
         from wsssfast.kernels.walk_triton import walk_all
 
+        weights = [_pairwise(affinity, beta) for affinity in affinities]
+        sums = [_column_sums(weight) for weight in weights]
         walked = walk_all(weights, sums, [one.double() for one in maps], factors)
     return [_within(now, one) for now, one in zip(walked, maps, strict=True)]
 
@@ -151,10 +153,10 @@ def chebyshev(steps: int, left_out: float) -> list[float]:
     return [factor / total for factor in factors]
 
 
-def _walk(weights: Tensor, sums: Tensor, maps: Tensor, factors: list[float]) -> Tensor:
+def _walk(weights: Tensor, maps: Tensor, factors: list[float]) -> Tensor:
     """The walk in plain PyTorch: C_k+1 = 2 T C_k - C_k-1."""
-    half, twice = sums / 2, 2 / sums
-    now = maps.double().flatten(1).clone()  # the input stays
+    half = _column_sums(weights).div_(2)
+    now = maps.to(torch.float64, copy=True).flatten(1)  # the input stays
     then = torch.zeros_like(now)
     walked = factors[0] * now
     # views are made once: for a few thousand cells they would take longer than the arithmetic
@@ -171,7 +173,9 @@ def _walk(weights: Tensor, sums: Tensor, maps: Tensor, factors: list[float]) -> 
         for to_near, of_far, to_far, of_near, weight in views:
             to_near.addcmul_(weight, of_far)
             to_far.addcmul_(weight, of_near)
-        target *= twice if k else twice / 2
+        target /= half
+        if k == 0:
+            target /= 2
         if factor:
             walked.add_(target, alpha=factor)
     return walked.reshape(maps.shape)
