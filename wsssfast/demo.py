@@ -35,7 +35,7 @@ CLASSIFIER = ClassifierOptions(
     least_area=0.5, jitter=0.0, drop_path=0.0,
 )  # fmt: skip
 SEGMENTER = SegmenterOptions(
-    epochs=8, batch_size=16, rate=1e-3, rate_batch=16, warmup_epochs=1.0, final_rate=0.0,
+    epochs=12, batch_size=16, rate=1e-3, rate_batch=16, warmup_epochs=1.0, final_rate=0.0,
     least_area=0.5, jitter=0.0, drop_path=0.0,
 )  # fmt: skip
 # Eq. 6 to the letter: what propagates best on a network trained for minutes (method §4)

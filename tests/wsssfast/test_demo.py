@@ -47,7 +47,7 @@ def test_the_final_cam_beats_the_original_by_far(tmp_path):
     assert stages["original"] < stages["modulated"] < stages["final"]
     assert stages["final"] > stages["original"] + 0.05
     assert result.walked > result.labels
-    assert result.segmenter > 0.5 * result.walked  # eight epochs of a small ViT
+    assert result.segmenter > 0.5 * result.walked  # twelve epochs of a small ViT
 
 
 def test_folders_that_no_demo_made_are_left_alone(tmp_path):
