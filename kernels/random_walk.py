@@ -11,7 +11,7 @@ holds of it. A power is a sum of Chebyshev polynomials,
 
 whose factors are the chances of a coin's walk to end k from its start: beyond a few times sqrt(n)
 they are nothing, and T, which is similar to a symmetric matrix, has its spectrum in [-1, 1]. So 64
-steps take 47 applications, 256 take 98, with what is left out a hundred times below the rounding of
+steps take 46 applications, 256 take 98, with what is left out a hundred times below the rounding of
 the result (Sachdeva and Vishnoi, 2014, section 3).
 
 It is computed in float64: in float32 the same tiny change, rounded the same way in each of hundreds
