@@ -104,14 +104,12 @@ def run_demo(
         scores, _ = evaluate_cams(CamShards(out / "cams-val"), unseen, STAGES)
     with steps.of("label the training scenes with their final CAM", "label"):
         export_cams(model, scenes, out / "cams-train", replace(CAMS, stages=("final",)))
-        best, _ = evaluate_cams(CamShards(out / "cams-train"), scenes, ("final",))
+        cams = CamShards(out / "cams-train")
+        best, _ = evaluate_cams(cams, scenes, ("final",))
         background = (best["final"]["threshold"],)
-        export_labels(
-            CamShards(out / "cams-train"), out / "labels", LabelOptions("final", background)
-        )
+        export_labels(cams, out / "labels", LabelOptions("final", background))
         labelled, _ = evaluate_labels(LabelShards(out / "labels"), scenes)
     with steps.of("learn from them which near cells belong together", "affinity"):
-        cams = CamShards(out / "cams-train")
         sure = (max(0.0, background[0] - _BAND), min(1.0, background[0] + _BAND))
         label_cells(cams, scenes, out / "affinity", LabelOptions("final", sure))
         classifier = str(out / "classifier" / "last.safetensors")
