@@ -19,7 +19,7 @@ from wsssfast.errors import INTERRUPTED, WORKER_FAILED, WsssError
 from wsssfast.training.logs import Logs
 from wsssfast.training.optimise import build_optimiser, rate_at, set_rate
 from wsssfast.training.options import RunOptions, Schedule
-from wsssfast.training.samples import Sample, StepKeys, collate
+from wsssfast.training.samples import Sample, StepKeys, collate, drawn_by
 from wsssfast.training.state import Progress, load_state, save_state
 from wsssfast.training.workers import (
     Interruption,
@@ -271,7 +271,7 @@ class _Loop:
             image = batch.image.to(device, non_blocking=True)
             target = batch.target.to(device, non_blocking=True)
             with self._sync(last=part == parts - 1):
-                with self._autocast():
+                with self._drawn(part), self._autocast():
                     loss = self.task.loss(self.net(image), target) / parts
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -296,6 +296,15 @@ class _Loop:
         dtype = _DTYPES.get(self.options.precision)
         kind = self.workers.device.partition(":")[0]
         return torch.autocast(kind, dtype or torch.bfloat16, enabled=dtype is not None)
+
+    @contextlib.contextmanager
+    def _drawn(self, part: int) -> Iterator[None]:
+        """Dropout as a function of seed, step, worker and part; other states stay as they are."""
+        device = torch.device(self.workers.device)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            place = self.workers.rank * self.options.accumulate + part
+            torch.manual_seed(drawn_by(self.options.seed, self.progress.step, place) % 2**63)
+            yield
 
     def _sync(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients are averaged over the workers once a step only."""

@@ -100,8 +100,7 @@ def randomness(seed: int, epoch: int, index: int) -> Iterator[np.random.RandomSt
 
     All three, because the transforms of torchvision and timm draw from one or the other.
     """
-    text = f"{seed}/{epoch}/{index}".encode()
-    drawn = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    drawn = drawn_by(seed, epoch, index)
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(drawn)
     np.random.seed(drawn % 2**32)
@@ -112,6 +111,12 @@ def randomness(seed: int, epoch: int, index: int) -> Iterator[np.random.RandomSt
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
+
+
+def drawn_by(*numbers: int) -> int:
+    """A number of 64 bits that depends on all the numbers given."""
+    text = "/".join(map(str, numbers)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def _transforms(config: ClassifierConfig, options: ClassifierOptions) -> tuple[Any, Any]:

@@ -18,9 +18,11 @@ from wsssfast.data import open_dataset
 from wsssfast.data.dataset import hold_out
 from wsssfast.errors import INTERRUPTED, WORKER_FAILED, WsssError
 from wsssfast.models.checkpoint import load_model, weights_hash
-from wsssfast.training.classifier import train_classifier
+from wsssfast.training.classifier import classifier_task, train_classifier
+from wsssfast.training.fit import fit
 from wsssfast.training.logs import read_log
 from wsssfast.training.options import ClassifierOptions, RunOptions
+from wsssfast.training.workers import Workers
 
 QUIET = RunOptions(loader_workers=0, log_steps=1)
 
@@ -82,6 +84,26 @@ def test_interrupted_and_resumed_ends_with_the_same_bits(tmp_path, step):
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
     same = [load_model(tmp_path / n / "last.safetensors") for n in ("whole", "cut")]
     assert weights_hash(same[0]) == weights_hash(same[1])
+
+
+def test_dropout_goes_on_where_it_stopped(tmp_path):
+    """As ResNet38 has it: drawn while the network runs, not with the sample."""
+    scenes = open_dataset("synthetic", split="train:16")
+
+    def run(name, rate, report=lambda told: None):
+        config = tiny_config(classes=scenes.class_names)
+        model, task = classifier_task(scenes, config, options(), Workers())
+        model.blocks[1].mlp.drop1 = torch.nn.Dropout(rate)
+        (tmp_path / name).mkdir(exist_ok=True)
+        fit(task, options(), tmp_path / name, run=QUIET, report=report)
+
+    run("whole", 0.5)
+    with pytest.raises(WsssError, match="Run the same command again"):
+        run("cut", 0.5, interrupt_at(2))
+    run("cut", 0.5)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    run("none", 0.0)
+    assert losses(tmp_path / "whole") != losses(tmp_path / "none")
 
 
 def test_killed_inside_an_epoch_and_resumed_ends_with_the_same_bits(tmp_path):
