@@ -1,6 +1,5 @@
 """`wsssfast train-affinity`."""
 
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,6 @@ from wsssfast.cli.options import (
 from wsssfast.cli.refine_options import background_options, crf_options, pick_crf
 from wsssfast.cli.training import progress, tell
 from wsssfast.cli.watching import watching
-from wsssfast.errors import SOME_UNREADABLE, listing
 from wsssfast.torchrun import own_cores
 from wsssfast.training.options import AffinityOptions, RunOptions
 
@@ -111,11 +109,13 @@ def train_affinity(
     options = AffinityOptions(**pick_fields(AffinityOptions, fields))
     run = RunOptions(**pick_fields(RunOptions, fields))
     from wsssfast.label_options import LabelOptions
+    from wsssfast.models.affinity import AffinityConfig
     from wsssfast.shards import CamShards
     from wsssfast.shards.label_shards import LabelShards
-    from wsssfast.training.affinity_run import CELLS, affinity_task, label_cells, trunk_of
+    from wsssfast.training.affinity_run import CELLS, affinity_task, label_cells
     from wsssfast.training.fit import fit
     from wsssfast.training.folder import open_run
+    from wsssfast.training.starts import start_of
     from wsssfast.training.workers import join_workers
 
     shards = CamShards(cams)
@@ -125,7 +125,8 @@ def train_affinity(
     how = LabelOptions(
         stage or shards.stages[-1], background, background_exponent, refine, crf, certainty
     )
-    config, start = trunk_of(trunk, dataset.class_names, pretrained, boundary)
+    about, start = start_of(trunk, pretrained)
+    config = AffinityConfig(dataset.class_names, **about, boundary=boundary)
     settings = {
         **click.get_current_context().params,
         "dataset": dataset.name, "split": dataset.split,
@@ -151,10 +152,4 @@ def train_affinity(
             return
     done.failed = {**cells.failed, **done.failed}
     tell(out, done, json_path)
-    if shards.missing_names:
-        click.echo(
-            f"Left out, as they are missing in {cams}: {listing(shards.missing_names)}.", err=True
-        )
-    finish(done.failed)
-    if shards.missing_names:
-        sys.exit(SOME_UNREADABLE)
+    finish(done.failed, shards.missing_names, cams)

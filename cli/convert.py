@@ -1,12 +1,13 @@
 """`wsssfast convert`."""
 
-import sys
 from pathlib import Path
 
 import click
 
 from wsssfast.cli.options import FILE, finish, progress
-from wsssfast.errors import SOME_UNREADABLE, WsssError, listing
+from wsssfast.errors import WsssError
+
+_AGAIN = "Complete the export, then run this command again."
 
 
 @click.command()
@@ -14,12 +15,15 @@ from wsssfast.errors import SOME_UNREADABLE, WsssError, listing
 @click.option(
     "--to",
     "target",
-    type=click.Choice(["npy", "irn", "png", "coco-rle", "shards"]),
+    type=click.Choice(["npy", "irn", "png", "coco-rle", "voc-archive", "shards"]),
     required=True,
     help="Of CAM shards, npy: MCTformer's and PSA's dicts; irn: IRN's. Of label shards, png: "
-    "palette masks; coco-rle: one COCO JSON file. shards: CAM shards from npy.",
+    "palette masks; coco-rle: one COCO JSON file; voc-archive: what VOC's server takes. shards: "
+    "CAM shards from npy.",
 )
-@click.option("--out", type=FILE, required=True, help="Folder to write to; coco-rle: the file.")
+@click.option(
+    "--out", type=FILE, required=True, help="Folder, or the file of coco-rle and voc-archive."
+)
 @click.option("--stage", help="For npy and irn: which stage; the last stored by default.")
 @click.option("--classes", help="For --to shards: voc, coco, or a file with one name a line.")
 def convert(source: Path, target: str, out: Path, stage: str | None, classes: str | None) -> None:
@@ -64,30 +68,19 @@ def _convert_cams(source: Path, target: str, out: Path, stage: str | None) -> No
     with progress("convert", len(shards)) as advance:
         count = (to_npy if target == "npy" else to_irn)(shards, out, stage, advance)
     click.echo(f"{count} files in {out}")
-    _finish(shards.failed, shards.missing_names, source)
+    finish(shards.failed, shards.missing_names, source, _AGAIN)
 
 
 def _convert_labels(source: Path, target: str, out: Path) -> None:
-    from wsssfast.convert_labels import to_coco, to_png
+    from wsssfast.convert_labels import to_coco, to_png, to_voc_archive
     from wsssfast.shards import LabelShards
 
     shards = LabelShards(source)
     with progress("convert", len(shards)) as advance:
-        count = (to_png if target == "png" else to_coco)(shards, out, advance)
+        ways = {"png": to_png, "coco-rle": to_coco, "voc-archive": to_voc_archive}
+        count = ways[target](shards, out, advance)
     click.echo(f"{count} {'files' if target == 'png' else 'images'} in {out}")
-    _finish(shards.failed, shards.missing_names, source)
-
-
-def _finish(failed: dict[str, str], missing: list[str], source: Path) -> None:
-    if missing:
-        click.echo(
-            f"Left out, as they are missing in {source}: {listing(missing)}. Complete the export, "
-            "then run this command again.",
-            err=True,
-        )
-    finish(failed)
-    if missing:
-        sys.exit(SOME_UNREADABLE)
+    finish(shards.failed, shards.missing_names, source, _AGAIN)
 
 
 def _class_names(classes: str | None) -> tuple[str, ...]:

@@ -49,4 +49,5 @@ def demo(out: Path, seed: int, json_path: str | None) -> None:
         )
         times = ", ".join(f"{step} {value:.0f} s" for step, value in result.seconds.items())
         click.echo(f"Time: {times}.")
-        click.echo(f"The report is at {result.report.resolve()}")
+        click.echo(f"The report is at {result.report.resolve()}, its masks at")
+        click.echo(f"{result.report.with_name('masks.html').resolve()}")

@@ -129,6 +129,70 @@ def labels(
     finish(failed)
 
 
+@evaluate.command()
+@click.argument("folder", type=FILE)
+@dataset_options
+@click.option("--classes", help="Names to take means over, by commas, with the background; all.")
+@click.option("--report", type=FILE, help="Write an HTML page with the best and the worst images.")
+@click.option("--images", type=click.IntRange(0, 200), default=12, show_default=True,
+              help="How many images that page shows.")  # fmt: skip
+@json_option
+@config_option
+def seg(
+    folder: Path,
+    kind: str,
+    root: Path | None,
+    split: str | None,
+    labels: Path | None,
+    classes: str | None,
+    report: Path | None,
+    images: int,
+    json_path: str | None,
+) -> None:
+    """Score predicted masks: label shards of `predict`, or a folder of PNG masks.
+
+    mIoU, accuracies and the IoU of boundaries (Cheng et al., 2021); the JSON holds the confusion
+    matrix and the mIoU of each image too. Pixels predicted as 255 count as background.
+
+    \b
+    Example:
+      wsssfast evaluate seg masks --dataset voc --data-root VOCdevkit/VOC2012 --split val \\
+          --report masks.html
+    """
+    from wsssfast.data import open_dataset
+    from wsssfast.evaluate.segmentation import evaluate_segmentation, open_predicted
+    from wsssfast.report.segmentation import write_segmentation_report
+
+    dataset = open_dataset(kind, root, split, labels)
+    predicted = open_predicted(folder, dataset)
+    chosen = [part.strip() for part in (classes or "").split(",") if part.strip()]
+    with progress("evaluate seg", len(predicted.ids)) as advance:
+        result, scored, failed = evaluate_segmentation(predicted, dataset, chosen, advance)
+    _tell_unscored(result, failed)
+    write_json({**result, "image_miou": {one.id: one.miou for one in scored}}, json_path)
+    if report:
+        write_segmentation_report(report, predicted, dataset, result, scored, failed, images)
+    if json_path != "-":
+        keys = {"miou": "mIoU", "boundary_miou": "boundary mIoU", "pixel_accuracy": "pixels right",
+                "mean_accuracy": "mean accuracy"}  # fmt: skip
+        table(
+            f"{folder}: {result['images']} images",
+            ["", *(f"{name} %" for name in keys.values())],
+            [["all" if not chosen else f"{len(chosen)} classes",
+              *(f"{100 * result[key]:.2f}" for key in keys)]],
+        )  # fmt: skip
+        parts = [result[key] for key in ("per_class", "per_class_accuracy", "per_class_boundary")]
+        rows = [
+            [name, *(f"{100 * part[name]:.2f}" if name in part else "" for part in parts)]
+            for name in parts[0]
+        ]
+        table("By class", ["class", "IoU %", "accuracy %", "boundary IoU %"], rows)
+        _tell_absent(result)
+        if report:
+            click.echo(f"The page is at {report.resolve()}")
+    finish(failed)
+
+
 def _tell_unscored(result: dict[str, Any], failed: dict[str, str]) -> None:
     if result["images"] < result["images_of_split"]:
         click.echo(

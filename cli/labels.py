@@ -1,12 +1,10 @@
 """`wsssfast export-labels`."""
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import click
-from click.core import ParameterSource
 
 from wsssfast.cli.cam_options import cam_options
 from wsssfast.cli.network_options import network_options, open_data, predicted
@@ -16,9 +14,11 @@ from wsssfast.cli.options import (
     dataset_options,
     device_option,
     finish,
+    given,
     json_option,
     pick_device,
     recipe_option,
+    refuse,
     resume_options,
     shards_told,
     worker_option,
@@ -33,7 +33,7 @@ from wsssfast.cli.refine_options import (
     walk_options,
 )
 from wsssfast.cli.watching import log_option, watching
-from wsssfast.errors import SOME_UNREADABLE, WsssError, listing
+from wsssfast.errors import WsssError
 from wsssfast.torchrun import own_cores
 
 _NETWORK = ("predict_above", "batch_size", "decode_workers", "shard_size")
@@ -127,22 +127,22 @@ def export_labels(
 
     crf = pick_crf(others)
     if not refine.endswith("crf"):
-        _refuse(ctx, [*CRF, "certainty", "crf_backend"], "--refine crf or affinity+crf")
+        refuse(ctx, [*CRF, "certainty", "crf_backend"], "--refine crf or affinity+crf")
     if not refine.startswith("affinity"):
-        _refuse(ctx, [*WALK], "--refine affinity or affinity+crf")
+        refuse(ctx, [*WALK], "--refine affinity or affinity+crf")
         affinity = None
     if refine == "none":
-        _refuse(ctx, ["crf_workers"], "--refine")
+        refuse(ctx, ["crf_workers"], "--refine")
     network = Path(affinity) if affinity and affinity != VIT else None
     looks = refine.endswith("crf") or (refine == "affinity" and affinity != VIT)
     if cams:
-        _refuse(ctx, [*others], "--checkpoint, which computes CAMs")
+        refuse(ctx, [*others], "--checkpoint, which computes CAMs")
         if not looks:
-            _refuse(ctx, ["kind", "root", "split", "labels"], "--refine crf or an AffinityNet")
+            refuse(ctx, ["kind", "root", "split", "labels"], "--refine crf or an AffinityNet")
     if background and background_exponent:  # a flag wins over the recipe's other one
-        if _given(ctx, "background") and not _given(ctx, "background_exponent"):
+        if given(ctx, "background") and not given(ctx, "background_exponent"):
             background_exponent = ()
-        elif _given(ctx, "background_exponent") and not _given(ctx, "background"):
+        elif given(ctx, "background_exponent") and not given(ctx, "background"):
             background = ()
     place = "cpu" if cams and refine == "none" else own_device(pick_device(device))
     on_gpu = place != "cpu" and crf_backend != "pydensecrf"
@@ -199,27 +199,4 @@ def export_labels(
         click.echo(
             f"{summary.images} masks in {out} from the stage {stage}: {shards_told(summary)}"
         )
-    if missing:
-        click.echo(
-            f"Left out, as they are missing in {cams}: {listing(missing)}. Run export-cams again, "
-            "then this command.",
-            err=True,
-        )
-    finish(summary.failed)
-    if missing:
-        sys.exit(SOME_UNREADABLE)
-
-
-def _given(ctx: click.Context, name: str) -> bool:
-    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-
-
-def _refuse(ctx: click.Context, names: list[str], need: str) -> None:
-    """Refuse options on the command line that would mean nothing here."""
-    spelled = {option.name: option.opts[0] for option in ctx.command.params}
-    given = [spelled[name] for name in names if _given(ctx, name)]
-    if given:
-        raise WsssError(
-            f"Expected {listing(given)} together with {need}, found it without.",
-            "Add that, or leave it out.",
-        )
+    finish(summary.failed, missing, cams, "Run export-cams again, then this command.")

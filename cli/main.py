@@ -18,13 +18,16 @@ COMMANDS = {
     "export-cams": ("export", "export_cams", "CAMs of a data set into shards."),
     "train-affinity": ("affinity", "train_affinity", "Train AffinityNet on CAM shards."),
     "export-labels": ("labels", "export_labels", "Masks from CAM shards into label shards."),
+    "train-seg": ("segment", "train_seg", "Train a segmenter on label shards."),
+    "predict": ("predict", "predict", "Masks of images from a trained segmenter."),
     "evaluate": ("evaluate", "evaluate", "Score shards against masks."),
     "ablate": ("ablate", "ablate", "Score many settings in one pass over the images."),
-    "convert": ("convert", "convert", "Shards to .npy, PNG and COCO RLE files, and .npy back."),
+    "convert": ("convert", "convert", "Shards to .npy, PNG, COCO RLE and VOC's archive, and back."),
     "inspect": ("shards", "inspect", "What a folder of shards holds."),
     "verify": ("shards", "verify", "Check every byte of a folder of shards."),
     "report": ("report", "report", "One HTML file that shows what the pipeline did."),
     "bench": ("bench", "bench", "Time the kernels against PyTorch's own on this machine."),
+    "price": ("price", "price", "What every stage costs here: images/s, hours, memory."),
     "doctor": ("doctor", "doctor", "What this machine offers, and what will be used."),
 }
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from wsssfast.data.dataset import Dataset
 
 F = TypeVar("F", bound=Callable[..., Any])
-_PREDICTED = Path("predicted")  # in place of a labels file
+_PREDICTED, _NONE = Path("predicted"), Path("none")  # in place of a labels file
 
 
 def _batch_size(ctx: click.Context, param: click.Parameter, text: str) -> int | None:
@@ -44,6 +44,18 @@ def network_options(command: F) -> F:
 def predicted(labels: Path | None) -> bool:
     """Whether --labels asks for the classes that the classifier sees."""
     return labels == _PREDICTED
+
+
+def given_labels(labels: Path | None) -> Path | None:
+    """A file of --labels; None where it is a word instead."""
+    return None if labels in (_NONE, _PREDICTED) else labels
+
+
+def open_images(
+    kind: str, root: Path | None, split: str | None, labels: Path | None, classes: tuple[str, ...]
+) -> "Dataset":
+    """The data set where image labels are not used; --labels none or predicted needs none."""
+    return open_data(kind, root, split, _PREDICTED if labels == _NONE else labels, classes)
 
 
 def open_data(

@@ -5,15 +5,16 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from wsssfast.errors import SOME_UNREADABLE, WsssError
+from wsssfast.errors import SOME_UNREADABLE, WsssError, listing
 from wsssfast.torchrun import torchrun_worker
 
 if TYPE_CHECKING:
@@ -157,6 +158,22 @@ device_option = click.option(
 )  # fmt: skip
 
 
+def given(ctx: click.Context, name: str) -> bool:
+    """Whether an option is on the command line."""
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def refuse(ctx: click.Context, names: Sequence[str], need: str) -> None:
+    """Refuse options on the command line that would mean nothing here."""
+    spelled = {option.name: option.opts[0] for option in ctx.command.params}
+    found = [spelled[name] for name in names if given(ctx, name)]
+    if found:
+        raise WsssError(
+            f"Expected {listing(found)} together with {need}, found it without.",
+            "Add that, or leave it out.",
+        )
+
+
 def pick_device(device: str) -> str:
     """`auto` resolved; `cuda` refused in one line where there is none."""
     import torch
@@ -243,9 +260,24 @@ def shards_told(summary: "ExportSummary") -> str:
     )
 
 
-def finish(failed: dict[str, str]) -> None:
-    """List the inputs that could not be read, and exit with 3 if there were any."""
+def finish(
+    failed: dict[str, str], missing: Sequence[str] = (), source: Path | None = None,
+    remedy: str = "",
+) -> None:  # fmt: skip
+    """List the inputs that could not be read, and exit with 3 if there were any.
+
+    Args:
+        failed: id -> reason.
+        missing: names of shards that were to be read and are not there.
+        source: where.
+        remedy: what to do about it.
+    """
+    if missing:
+        told = f"Left out, as they are missing in {source}: {listing(list(missing))}. {remedy}"
+        click.echo(told.strip(), err=True)
     if not failed:
+        if missing:
+            sys.exit(SOME_UNREADABLE)
         return
     for image_id, reason in list(failed.items())[:20]:
         click.echo(f"unreadable: {image_id}: {reason}", err=True)

@@ -50,25 +50,49 @@ def walk_options(command: F) -> F:
     return command
 
 
+def crf_constants(
+    gaussian_sxy: float = 3, bilateral_sxy: float = 80, bilateral_srgb: float = 13,
+    bilateral_compat: float = 10,
+) -> Callable[[F], F]:  # fmt: skip
+    """The constants of the CRF (wsssfast.kernels.Pairwise), by default those of labels.
+
+    Args:
+        gaussian_sxy: default of the option, as are all that follow.
+        bilateral_sxy: likewise.
+        bilateral_srgb: likewise.
+        bilateral_compat: likewise.
+    """
+
+    def decorate(command: F) -> F:
+        for option in reversed((
+            click.option("--gaussian-sxy", default=float(gaussian_sxy), show_default=True,
+                         help="CRF: width in pixels of the kernel over positions."),
+            click.option("--gaussian-compat", default=3.0, show_default=True, help="Its weight."),
+            click.option("--bilateral-sxy", default=float(bilateral_sxy), show_default=True,
+                         help="CRF: width in pixels of the kernel over positions and colours."),
+            click.option("--bilateral-srgb", default=float(bilateral_srgb), show_default=True,
+                         help="Its width in steps of 8-bit colour."),
+            click.option("--bilateral-compat", default=float(bilateral_compat), show_default=True,
+                         help="Its weight."),
+            click.option("--crf-iterations", "iterations", default=10, show_default=True,
+                         help="Rounds of message passing."),
+            click.option("--crf-backend", default="auto", show_default=True,
+                         type=click.Choice(["auto", "pydensecrf", "torch", "triton"]),
+                         help="What computes the CRF; auto takes the fastest that is here."),
+        )):  # fmt: skip
+            command = option(command)
+        return command
+
+    return decorate
+
+
 def crf_options(command: F) -> F:
-    """The constants of the CRF (wsssfast.kernels.Pairwise), its backend and processes."""
+    """The CRF of labels: its constants, what it starts from, and its processes."""
     for option in reversed((
-        click.option("--gaussian-sxy", default=3.0, show_default=True,
-                     help="CRF: width in pixels of the kernel over positions."),
-        click.option("--gaussian-compat", default=3.0, show_default=True, help="Its weight."),
-        click.option("--bilateral-sxy", default=80.0, show_default=True,
-                     help="CRF: width in pixels of the kernel over positions and colours."),
-        click.option("--bilateral-srgb", default=13.0, show_default=True,
-                     help="Its width in steps of 8-bit colour."),
-        click.option("--bilateral-compat", default=10.0, show_default=True, help="Its weight."),
-        click.option("--crf-iterations", "iterations", default=10, show_default=True,
-                     help="Rounds of message passing."),
+        crf_constants(),
         click.option("--certainty", type=float,
                      help="CRF: start from the mask, right with this probability (IRN: 0.7), not "
                      "from the scores."),
-        click.option("--crf-backend", type=click.Choice(["auto", "pydensecrf", "torch", "triton"]),
-                     default="auto", show_default=True,
-                     help="What computes the CRF; auto takes the fastest that is here."),
         click.option("--crf-workers", type=click.IntRange(1),
                      help="Processes that refine on the CPU.  [default: a worker's share of the "
                      "cores; 1 on a GPU]"),

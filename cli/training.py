@@ -57,6 +57,9 @@ def _span(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d} h" if minutes >= 60 else f"{minutes} min"
 
 
+_PER_CLASS = {"AP": "Average precision", "per_class": "IoU"}  # among the scores of an epoch
+
+
 def tell(out: Path, done: "Progress", json_path: str | None) -> None:
     """The scores of each epoch, and where the checkpoints are."""
     from wsssfast.training.logs import read_log
@@ -81,8 +84,9 @@ def tell(out: Path, done: "Progress", json_path: str | None) -> None:
             for row in epochs
         ]
         table("On the held-out images", ["epoch", *(f"{key} %" for key in means)], rows)
-        rows = [[name, f"{100 * ap:.2f}"] for name, ap in scores["AP"].items()]
-        table("Average precision after the last epoch", ["class", "AP %"], rows)
+        for key in _PER_CLASS.keys() & scores.keys():
+            rows = [[name, f"{100 * value:.2f}"] for name, value in scores[key].items()]
+            table(f"{_PER_CLASS[key]} after the last epoch", ["class", "%"], rows)
     click.echo(f"Trained for {_span(done.seconds)}; the checkpoint is {out / 'last.safetensors'}")
     if done.best:
-        click.echo(f"Best mAP after epoch {done.best[1]}: {out / 'best.safetensors'}")
+        click.echo(f"Best on these after epoch {done.best[1]}: {out / 'best.safetensors'}")

@@ -6,9 +6,8 @@ from typing import Any, Literal
 
 from wsssfast import kernels
 from wsssfast.errors import WsssError
+from wsssfast.precision import Precision
 from wsssfast.shards.format import FORMAT_VERSION
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from wsssfast.cam_options import CamOptions
 from wsssfast.errors import WsssError
 from wsssfast.kernels.affinity import near_affinity
 from wsssfast.models.classifier import Capture, ClassTokenViT
+from wsssfast.precision import autocast
 from wsssfast.preprocess import normalise, resize
 
 _NEAR = "affinity of near patches"  # beside stages on the way to the host
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Labels = tuple[int, ...]  # of an image: sorted 0-based classes
 Pixels = tuple[NDArray[np.uint8], ...]  # of an image: per scale RGB [H, W, 3]
@@ -182,8 +182,7 @@ def require_stages(model: ClassTokenViT, stages: Sequence[str]) -> None:
 def _capture(
     model: ClassTokenViT, inputs: Tensor, options: CamOptions, backend: kernels.Backend
 ) -> Capture:
-    dtype = _DTYPES.get(options.precision)
-    with torch.autocast(inputs.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+    with autocast(inputs.device, options.precision):
         return model.capture(inputs, options.c2p_layers, options.p2p_layers, backend)
 
 

@@ -1,8 +1,10 @@
-"""Label shards to the files that other tools read: palette PNG masks, COCO instances as RLE."""
+"""Label shards to the files that others read: palette PNG, COCO instances, VOC's archive."""
 
+import gzip
 import io
 import json
 import re
+import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib.metadata import version
@@ -16,7 +18,8 @@ from pycocotools import mask as coco_mask
 from wsssfast.data.coco_names import CATEGORY_IDS, CLASS_NAMES
 from wsssfast.data.dataset import IGNORE, Mask
 from wsssfast.data.palette import mask_palette
-from wsssfast.errors import WsssError
+from wsssfast.data.voc import CLASS_NAMES as VOC_CLASSES
+from wsssfast.errors import WsssError, listing
 from wsssfast.files import output_folder, publish, telling_no_room, write_each
 from wsssfast.shards.label_shards import LabelShards
 
@@ -41,15 +44,82 @@ def to_png(shards: LabelShards, out: Path, progress: Callable[[int], None]) -> i
     Raises:
         WsssError: a damaged shard, or `out` cannot be written to.
     """
-    palette = mask_palette().tobytes()
+    return write_each(out, shards, ".png", lambda i: _png(shards.mask(i)), progress)
 
-    def content(image_id: str) -> bytes:
-        picture, buffer = Image.fromarray(shards.mask(image_id)), io.BytesIO()
-        picture.putpalette(palette)
-        picture.save(buffer, "PNG")
-        return buffer.getvalue()
 
-    return write_each(out, shards, ".png", content, progress)
+def _png(mask: Mask) -> bytes:
+    """A palette PNG of a mask."""
+    picture, buffer = Image.fromarray(mask), io.BytesIO()
+    picture.putpalette(mask_palette().tobytes())
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def to_voc_archive(shards: LabelShards, out: Path, progress: Callable[[int], None]) -> int:
+    """VOC's evaluation server's archive: `results/VOC2012/Segmentation/comp6_test_cls/<id>.png`.
+
+    Checked by its rules: VOC's 20 classes, a palette PNG of each image, none missing, values 0 to
+    20 only. Equal masks give an equal file.
+
+    Args:
+        shards: predicted masks, of the whole of a split.
+        out: the file (.tgz); it appears whole or not at all and replaces what was there.
+        progress: called with 1 an image.
+
+    Returns:
+        How many masks it holds.
+
+    Raises:
+        WsssError: a rule is not kept, a damaged shard, or `out` cannot be written.
+    """
+    require_voc(shards.class_names, shards.folder)
+    absent = [*shards.failed, *shards.missing_names]
+    if absent:
+        raise WsssError(
+            f"Expected a mask of every image, found none of {listing(absent)}.",
+            "The server wants all; complete the run first.",
+        )
+    if out.is_dir():
+        raise WsssError(f"Expected a file for the archive, found a folder at {out}.")
+
+    def write(path: Path) -> None:
+        with (
+            path.open("wb") as raw,
+            gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w") as archive,
+        ):
+            for image_id in sorted(shards.ids):
+                mask = shards.mask(image_id)
+                if mask.max(initial=0) > len(VOC_CLASSES):
+                    raise WsssError(
+                        f"Expected a class for every pixel of {image_id}, found {mask.max()}.",
+                        "The server takes no ignored pixels: use one background setting.",
+                    )
+                data = _png(mask)
+                entry = tarfile.TarInfo(
+                    f"results/VOC2012/Segmentation/comp6_test_cls/{image_id}.png"
+                )
+                entry.size, entry.mode = len(data), 0o644
+                archive.addfile(entry, io.BytesIO(data))
+                progress(1)
+
+    output_folder(out.parent, "the archive")
+    with telling_no_room(out):
+        publish(out, write)
+    return len(shards)
+
+
+def require_voc(class_names: tuple[str, ...], source: Path) -> None:
+    """Refuse what the server cannot score.
+
+    Raises:
+        WsssError: other classes than VOC's.
+    """
+    if class_names != VOC_CLASSES:
+        raise WsssError(
+            f"Expected VOC's {len(VOC_CLASSES)} classes in {source} for its archive, found "
+            f"{len(class_names)} others."
+        )
 
 
 def to_coco(shards: LabelShards, out: Path, progress: Callable[[int], None]) -> int:

@@ -13,21 +13,34 @@ from wsssfast.cam_options import CamOptions
 from wsssfast.data.synthetic import open_synthetic
 from wsssfast.errors import WsssError, listing
 from wsssfast.evaluate import evaluate_cams, evaluate_labels
+from wsssfast.evaluate.segmentation import evaluate_segmentation
 from wsssfast.export import export_cams
 from wsssfast.files import output_folder
 from wsssfast.kernels import STAGES
+from wsssfast.label_options import TEST_CRF
 from wsssfast.label_walk import walk_by
 from wsssfast.labels import LabelOptions, export_labels
+from wsssfast.models.affinity import AffinityConfig
 from wsssfast.models.classifier import ClassifierConfig
+from wsssfast.models.segmenter import SegmenterConfig
+from wsssfast.predict import PredictOptions, predict
 from wsssfast.report import write_report
+from wsssfast.report.segmentation import write_segmentation_report
+from wsssfast.segment import SegmentOptions
 from wsssfast.shards.label_shards import LabelShards
 from wsssfast.shards.reader import CamShards
-from wsssfast.training.affinity_run import CELLS, label_cells, train_affinity, trunk_of
+from wsssfast.torchrun import own_cores
+from wsssfast.training.affinity_run import CELLS, label_cells, train_affinity
 from wsssfast.training.classifier import train_classifier
 from wsssfast.training.fit import Report
-from wsssfast.training.options import AffinityOptions, ClassifierOptions, RunOptions
-from wsssfast.training.segmenter import SegmenterOptions, score_masks, train_segmenter
-from wsssfast.training.workers import Workers
+from wsssfast.training.options import (
+    AffinityOptions,
+    ClassifierOptions,
+    RunOptions,
+    SegmenterOptions,
+)
+from wsssfast.training.segmenter import train_segmenter
+from wsssfast.training.starts import from_classifier
 
 TRAIN, VAL = "train:600", "val:200"
 CLASSIFIER = ClassifierOptions(
@@ -35,8 +48,8 @@ CLASSIFIER = ClassifierOptions(
     least_area=0.5, jitter=0.0, drop_path=0.0,
 )  # fmt: skip
 SEGMENTER = SegmenterOptions(
-    epochs=12, batch_size=16, rate=1e-3, rate_batch=16, warmup_epochs=1.0, final_rate=0.0,
-    least_area=0.5, jitter=0.0, drop_path=0.0,
+    epochs=12, batch_size=16, rate=1e-3, rate_batch=16, new_rate=1.0, curve="cosine",
+    final_rate=0.0, crop=128, least_scale=1.0, most_scale=1.4, jitter=0.0, drop_path=0.0,
 )  # fmt: skip
 # Eq. 6 to the letter: what propagates best on a network trained for minutes (method §4)
 CAMS = CamOptions(stages=STAGES, scales=(1.0, 1.5), propagation="scatter")
@@ -44,7 +57,16 @@ AFFINITY = AffinityOptions(epochs=3, batch_size=16, rate_batch=16, crop=128, jit
 _BAND = 0.1  # of scores on either side of the threshold, in which cells are ignored
 # a walk goes as far as the root of its steps, and scenes are a quarter of a photograph's side
 _STEPS = 8
-_FOLDERS = ("classifier", "cams-train", "cams-val", "labels", "affinity", "walked", "segmenter")
+_FOLDERS = (
+    "classifier",
+    "cams-train",
+    "cams-val",
+    "labels",
+    "affinity",
+    "walked",
+    "segmenter",
+    "masks",
+)
 _MARK = ".wsssfast-demo"
 _RUN = RunOptions(loader_workers=0)
 
@@ -112,10 +134,10 @@ def run_demo(
     with steps.of("learn from them which near cells belong together", "affinity"):
         sure = (max(0.0, background[0] - _BAND), min(1.0, background[0] + _BAND))
         label_cells(cams, scenes, out / "affinity", LabelOptions("final", sure))
-        classifier = str(out / "classifier" / "last.safetensors")
-        about, start = trunk_of("vit", scenes.class_names, classifier, boundary=False)
+        about, start = from_classifier(model)
         train_affinity(
-            scenes, LabelShards(out / "affinity" / CELLS), about, replace(AFFINITY, seed=seed),
+            scenes, LabelShards(out / "affinity" / CELLS),
+            AffinityConfig(scenes.class_names, **about), replace(AFFINITY, seed=seed),
             out / "affinity", start=start, run=_RUN,
         )  # fmt: skip
     with steps.of("let the scores walk over these affinities", "walk"):
@@ -128,22 +150,32 @@ def run_demo(
         better = LabelShards(out / "walked")
         walked, _ = evaluate_labels(better, scenes)
     with steps.of("train a segmenter on these labels", "segmenter"):
-        segmenter, _ = train_segmenter(
-            scenes, better, config, replace(SEGMENTER, seed=seed), out / "segmenter",
-            classifier=model, run=_RUN, report=steps.training,
+        train_segmenter(
+            scenes, better, SegmenterConfig(scenes.class_names, **about),
+            replace(SEGMENTER, seed=seed), out / "segmenter", start=start, run=_RUN,
+            report=steps.training,
         )  # fmt: skip
-        masks = score_masks(segmenter, unseen, Workers())
+    with steps.of(f"segment {len(unseen)} unseen scenes with it", "predict"):
+        predict(
+            out / "segmenter" / "last.safetensors", unseen, out / "masks",
+            PredictOptions(SegmentOptions((0.75, 1.0, 1.25), "max", flip=True), TEST_CRF),
+            workers=own_cores(),
+        )  # fmt: skip
+        masks, images, failed = evaluate_segmentation(LabelShards(out / "masks"), unseen)
     with steps.of("write the report", "report"):
         report = write_report(
             out / "report.html", CamShards(out / "cams-val"), unseen, scores=scores, model=model,
             training=out / "classifier",
         )  # fmt: skip
+        write_segmentation_report(
+            out / "masks.html", LabelShards(out / "masks"), unseen, masks, images, failed, 12
+        )
     result = DemoResult(
         stages={stage: found["miou"] for stage, found in scores.items()},
         thresholds={stage: found["threshold"] for stage, found in scores.items()},
         labels=labelled["miou"],
         walked=walked["miou"],
-        segmenter=masks["mIoU"],
+        segmenter=masks["miou"],
         seconds=steps.seconds,
         report=report.path,
     )

@@ -11,6 +11,7 @@ from wsssfast.kernels.backend import for_device
 from wsssfast.memory import most_images
 from wsssfast.models.checkpoint import weights_hash
 from wsssfast.models.classifier import ClassTokenViT
+from wsssfast.models.segmenter import Segmenter
 from wsssfast.pace import Watch
 from wsssfast.pipeline import NO_CAM, ShardWork, compute_shards
 from wsssfast.shards.format import DEFAULT_SHARD_SIZE, MOST_SHARDS, Sidecar
@@ -121,14 +122,15 @@ def require_positive(batch_size: int | None, decode_workers: int) -> None:
         )
 
 
-def require_classes(model: ClassTokenViT, dataset: Dataset) -> None:
+def require_classes(model: ClassTokenViT | Segmenter, dataset: Dataset) -> None:
     """Refuse a model whose classes are not those of the data set.
 
     Raises:
         WsssError: another number or order of classes.
     """
     theirs, ours = model.config.class_names, dataset.class_names
-    if len(theirs) != len(ours) or (theirs != ours and not model.config.names_assumed):
+    assumed = getattr(model.config, "names_assumed", False)
+    if len(theirs) != len(ours) or (theirs != ours and not assumed):
         differ = next(
             (a, b) for a, b in zip((*theirs, "none"), (*ours, "none"), strict=False) if a != b
         )

@@ -1,36 +1,28 @@
-"""Masks of many images from their stored maps: here, or in worker processes."""
+"""Masks of images from their stored maps."""
 
-import multiprocessing
-import os
-import signal
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import Event, Thread
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from wsssfast.data.dataset import Dataset
-from wsssfast.errors import WORKER_FAILED, BadFile, WsssError
+from wsssfast.errors import BadFile, WsssError
 from wsssfast.kernels import CrfBackend, choose_crf, full_size_cam
 from wsssfast.label_options import VIT, LabelOptions
-from wsssfast.label_walk import LARGEST, Affinity, network, seen_by
-from wsssfast.memory import ran_out, usable_memory
+from wsssfast.label_walk import LARGEST, Affinity, seen_by
+from wsssfast.makers import Made, crf_at, made_of, sharing
+from wsssfast.memory import CRF_BYTES, NETWORK_BYTES, usable_memory
+from wsssfast.models.checkpoint import load_affinity, load_again
 from wsssfast.pseudo_labels import pseudo_labels
 from wsssfast.shards.label_shards import LabelRecord
 from wsssfast.shards.writer import Grid
-from wsssfast.torchrun import local_workers, own_cores
+from wsssfast.torchrun import own_cores
 
 _BATCH_PIXELS = 1 << 22  # of images that a GPU refines together
-_BYTES = 400  # a pixel, that a CRF takes beside its scores
-_NETWORK_BYTES = 4000  # a pixel, that an AffinityNet takes
 _TOO_LARGE = "pixels need more than half of the memory to be refined"
 
 
@@ -55,10 +47,6 @@ class Maps:
     affinity: Grid | None = None
 
 
-Made = LabelRecord | str  # or the reason why there is none
-MakeAll = Callable[[Iterable[Maps]], Iterator[tuple[str, Made]]]
-
-
 @dataclass(frozen=True)
 class LabelMaker:
     """Makes label records; can be sent to another process.
@@ -70,6 +58,7 @@ class LabelMaker:
         backend: of the CRF.
         network: file of the AffinityNet, where scores walk over its affinities.
         share: how many such makers the machine's memory is for.
+        workers_option: that sets the number of processes.
     """
 
     options: LabelOptions
@@ -78,26 +67,11 @@ class LabelMaker:
     backend: CrfBackend = "auto"
     network: Path | None = None
     share: int = 1
+    workers_option: str = "--crf-workers"
 
     def __call__(self, batch: Sequence[Maps]) -> list[Made]:
         """A record of each, or the reason why there is none; one after the other where not all."""
-        try:
-            return self._together(batch)
-        except BadFile as error:
-            if len(batch) == 1:
-                return [str(error)]
-        except ValueError as error:  # constants that the lattice cannot hold
-            if len(batch) == 1:
-                raise WsssError(f"The CRF cannot run: {error}.") from error
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out(error):
-                raise
-            if len(batch) == 1:
-                height, width = batch[0].image_size
-                return [f"not enough memory for {width}x{height} pixels"]
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return [made for one in batch for made in self([one])]
+        return made_of(self._together, batch, lambda one: one.image_size)
 
     def batches(self, maps: Iterable[Maps]) -> Iterator[tuple[Maps, ...]]:
         """What is computed together: single images, or as many as fill a GPU."""
@@ -145,7 +119,7 @@ class LabelMaker:
         if maps.affinity is not None:
             return Affinity(torch.from_numpy(maps.affinity).to(self.device))
         assert self.network and image is not None
-        net = network(self.network, walk.by, self.device)
+        net = load_again(load_affinity, self.network, walk.by, self.device)
         return seen_by(net, torch.from_numpy(np.array(image)).to(self.device))
 
     def image(self, maps: Maps) -> NDArray[np.uint8] | None:
@@ -173,9 +147,9 @@ class LabelMaker:
             return True
         columns = (2 * classes + 3) * self.options.settings
         pixels = size[0] * size[1]
-        needed = pixels * (_BYTES + 8 * columns) if self.options.crfs else pixels * 8 * columns
+        needed = pixels * (CRF_BYTES + 8 * columns) if self.options.crfs else pixels * 8 * columns
         if self.network:
-            needed = max(needed, min(pixels, LARGEST) * _NETWORK_BYTES)
+            needed = max(needed, min(pixels, LARGEST) * NETWORK_BYTES)
         return needed <= usable_memory(torch.device(self.device)) // 2 // self.share
 
     def about(self) -> dict[str, str]:
@@ -207,111 +181,8 @@ def label_maker(
             "Leave --crf-workers out.",
         )
     if options.crfs:
-        try:
-            choose_crf(backend, place)
-        except ValueError as error:
-            raise WsssError(
-                f"The CRF cannot run: {error}.", "`wsssfast doctor` says what can."
-            ) from error
+        crf_at(backend, place)
     if options.walk and (network is None) != (options.walk.by == VIT):
         raise WsssError("Expected an AffinityNet's checkpoint exactly where scores walk over it.")
     images = dataset if options.looks else None
-    return LabelMaker(options, images, place, backend, network, crf_workers * local_workers())
-
-
-@contextmanager
-def label_makers(maker: LabelMaker, workers: int, stop: Event) -> Iterator[MakeAll]:
-    """What turns maps into records, in their order; in so many processes where more than one.
-
-    Args:
-        maker: does it.
-        workers: how many processes.
-        stop: ends it early when it is set, from another thread.
-
-    Raises:
-        WsssError: a process died; exit code 5.
-    """
-    if workers == 1:
-
-        def here(maps: Iterable[Maps]) -> Iterator[tuple[str, Made]]:
-            for batch in maker.batches(maps):
-                _go_on(stop)
-                yield from zip((one.id for one in batch), maker(batch), strict=True)
-
-        yield here
-        return
-    others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _begin_worker, (maker,)
-    ) as pool:
-        try:
-            yield lambda maps: _spread(pool, maps, 3 * workers, stop)
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in set(multiprocessing.active_children()) - others:
-                process.kill()  # what they hold is nowhere else needed, and SIGTERM is blocked
-            if not isinstance(error, BrokenProcessPool):
-                raise
-            raise WsssError(
-                "Expected the processes that refine labels to live, found one killed.",
-                "It may have been for memory: give fewer --crf-workers. What is written stays; run "
-                "the same command again. (A script of your own needs `if __name__ == "
-                "'__main__':`.)",
-                WORKER_FAILED,
-            ) from error
-
-
-def _spread(
-    pool: ProcessPoolExecutor, maps: Iterable[Maps], ahead: int, stop: Event
-) -> Iterator[tuple[str, Made]]:
-    pending: deque[tuple[str, Future[Made]]] = deque()
-    for one in maps:
-        if len(pending) == ahead:
-            image_id, made = pending.popleft()
-            yield image_id, _result(made, stop)
-        pending.append((one.id, _submit(pool, one)))
-    for image_id, made in pending:
-        yield image_id, _result(made, stop)
-
-
-def _result(made: Future[Made], stop: Event) -> Made:
-    while not made.done():
-        _go_on(stop)
-        wait([made], timeout=0.5)
-    return made.result()
-
-
-def _go_on(stop: Event) -> None:
-    if stop.is_set():
-        raise WsssError("The run ended before its shard.")
-
-
-def _submit(pool: ProcessPoolExecutor, maps: Maps) -> Future[Made]:
-    """Ctrl-C is the parent's alone: a process that this starts never hears of it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        return pool.submit(_make, maps)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-_own: LabelMaker  # of a worker process
-
-
-def _begin_worker(maker: LabelMaker) -> None:
-    """One core each, and none outlives the parent."""
-    global _own
-    _own = maker
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _make(maps: Maps) -> Made:
-    return _own([maps])[0]
+    return LabelMaker(options, images, place, backend, network, sharing(place, crf_workers))

@@ -8,6 +8,7 @@ from wsssfast.kernels import Pairwise
 from wsssfast.shards.format import FORMAT_VERSION
 
 LABEL_CRF = Pairwise()
+TEST_CRF = Pairwise(4, 3, 83, 5, 3)  # of the segmenter's output (method §7)
 Refine = Literal["none", "crf", "affinity", "affinity+crf"]
 VIT = "vit"  # whose affinity is the classifier's own attention
 

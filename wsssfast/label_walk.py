@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -49,22 +48,6 @@ def walk_by(affinity: str | Path, class_names: tuple[str, ...], beta: float, ste
             "Train one for this data set with `wsssfast train-affinity`.",
         )
     return Walk(weights_hash(net), beta, steps)
-
-
-@lru_cache(maxsize=1)
-def network(path: Path, weights: str, device: str) -> AffinityNet:
-    """The AffinityNet in a file, loaded once a process.
-
-    Raises:
-        WsssError: it cannot be opened, or its weights have another hash by now.
-    """
-    net = load_affinity(path)
-    if weights_hash(net) != weights:
-        raise WsssError(
-            f"Expected the weights in {path} to stay as they were when this run began.",
-            "Run the same command again.",
-        )
-    return net.to(device)
 
 
 def seen_by(net: AffinityNet, image: Tensor) -> Affinity:

@@ -16,18 +16,18 @@ from wsssfast.export import (
     shards_of,
 )
 from wsssfast.kernels import CrfBackend
-from wsssfast.label_maker import LabelMaker, MakeAll, Maps, label_maker, label_makers
+from wsssfast.label_maker import LabelMaker, Maps, label_maker
 from wsssfast.label_options import VIT, LabelOptions, label_identity
+from wsssfast.makers import makers, records_of, write_records
 from wsssfast.models.checkpoint import weights_hash
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.pace import Watch
 from wsssfast.pipeline import ShardWork, compute_shards
 from wsssfast.pseudo_labels import NOT_FINITE
 from wsssfast.shards.format import DEFAULT_SHARD_SIZE, Sidecar
-from wsssfast.shards.label_shards import LabelRecord, write_label_shard
 from wsssfast.shards.reader import CamShards
 from wsssfast.shards.resume import ExportSummary
-from wsssfast.shards.run import ShardRun, shard_run
+from wsssfast.shards.run import shard_run
 from wsssfast.shards.writer import CamRecord, as_stored
 from wsssfast.versions import versions
 
@@ -92,7 +92,7 @@ def export_labels(
             out, "labels", who, sizes, count, resume=resume, overwrite=overwrite, worker=worker,
             watch=watch, begin=_begin(maker, crf_workers),
         ) as run,
-        label_makers(maker, crf_workers, Event()) as make,
+        makers(maker, crf_workers, Event()) as make,
     ):  # fmt: skip
 
         def current(index: int, finished: Sidecar) -> bool:
@@ -104,13 +104,13 @@ def export_labels(
 
         for index in run.to_do(current):
             source = shards.sidecars[index]
-            records, failed = _records(make, _stored_maps(shards, source.ids, options.stage), run)
+            records, failed = records_of(make, _stored_maps(shards, source.ids, options.stage), run)
             run.pace.advance(len(source.failed), len(source.failed))
             config = {
                 **options.to_json(), **maker.about(), "cams": source.config,
                 _OF: source.file_sha256,
             }  # fmt: skip
-            _write(run, out, index, count, records, source.failed | failed, who, config)
+            write_records(run, out, index, count, records, source.failed | failed, who, config)
     return run.summary
 
 
@@ -180,7 +180,7 @@ def export_labels_of_images(
             resume=resume, overwrite=overwrite, worker=worker, watch=watch,
             begin=_begin(maker, crf_workers),
         ) as run,
-        label_makers(maker, crf_workers, stop) as make,
+        makers(maker, crf_workers, stop) as make,
     ):  # fmt: skip
 
         def current(index: int, finished: Sidecar) -> bool:
@@ -191,9 +191,11 @@ def export_labels_of_images(
         def refine(work: ShardWork) -> None:
             by_size = sorted(work.records, key=lambda record: record.image_size)
             maps = (_as_maps(record, options.stage, epsilon, work) for record in by_size)
-            records, failed = _records(make, maps)
+            records, failed = records_of(make, maps)
             run.pace.advance(0, len(failed))
-            _write(run, out, work.index, len(shards), records, work.failed | failed, who, config)
+            write_records(
+                run, out, work.index, len(shards), records, work.failed | failed, who, config
+            )
 
         compute_shards(
             model, dataset, ((n, shards[n]) for n in run.to_do(current)), cam_options, refine,
@@ -266,32 +268,6 @@ def _as_maps(record: CamRecord, stage: str, epsilon: float, work: ShardWork) -> 
     grids = [as_stored(grid) for grid in record.grids[stage]]
     affinity = work.affinities.get(record.id)
     return Maps(record.id, record.image_size, record.labels, grids, epsilon, affinity)
-
-
-def _records(
-    make: MakeAll, maps: Iterable[Maps], run: ShardRun | None = None
-) -> tuple[list[LabelRecord], dict[str, str]]:
-    """Records sorted by id, and why others have none; a run is told of each."""
-    records: list[LabelRecord] = []
-    failed: dict[str, str] = {}
-    for image_id, made in make(maps):
-        if isinstance(made, str):
-            failed[image_id] = made
-        else:
-            records.append(made)
-        if run:
-            run.pace.advance(1, isinstance(made, str))
-    return sorted(records, key=lambda record: record.id), failed
-
-
-def _write(
-    run: ShardRun, out: Path, index: int, count: int, records: list[LabelRecord],
-    failed: dict[str, str], who: dict[str, object], config: dict[str, object],
-) -> None:  # fmt: skip
-    run.write(index, lambda: write_label_shard(
-        out, index, count, records, failed=failed, identity=who, config=config,
-        versions=versions("numpy", "h5py"),
-    ))  # fmt: skip
 
 
 def _belongs(labels: Sidecar, cams: Sidecar) -> bool:

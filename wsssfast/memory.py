@@ -13,6 +13,8 @@ from wsssfast.models.classifier import ClassTokenViT
 
 _PATCHES_CPU = 2304  # more in a forward pass gain nothing on a CPU (docs/export.md)
 _MOST_CUDA = 64  # images a forward pass; more gain nothing
+CRF_BYTES = 400  # a pixel, that a CRF takes beside its scores (docs/crf.md)
+NETWORK_BYTES = 4000  # a pixel, that ResNet38 takes; 3,900 measured at 321 x 321, ViTs take 280
 _CGROUP = Path("/sys/fs/cgroup")
 _RAN_OUT = (  # of PyTorch's, CUDA's, cuBLAS's, Triton's and C++'s errors
     "can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc",

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsssfast.data.dataset import IGNORE, Mask
-from wsssfast.errors import BadFile
-from wsssfast.kernels import CrfBackend, dense_crf
+from wsssfast.errors import BadFile, WsssError
+from wsssfast.kernels import CrfBackend, Pairwise, dense_crf
 from wsssfast.label_options import LabelOptions
 from wsssfast.label_walk import Affinity, by_cell, walked
 from wsssfast.threshold import threshold
@@ -51,6 +51,20 @@ def energies(scores: Tensor, certainty: float | None = None) -> Tensor:
     chosen = scores.argmax(-3, keepdim=True)
     others = torch.full_like(scores, (1 - certainty) / max(1, classes - 1))
     return -others.scatter_(-3, chosen, certainty).log()
+
+
+def refined(
+    images: Sequence[Tensor], unaries: Sequence[Tensor], crf: Pairwise, backend: CrfBackend
+) -> list[Tensor]:
+    """Marginals of images, as `dense_crf` gives them.
+
+    Raises:
+        WsssError: constants that its lattice cannot hold.
+    """
+    try:
+        return dense_crf(images, unaries, crf, backend=backend)
+    except ValueError as error:
+        raise WsssError(f"The CRF cannot run: {error}.") from error
 
 
 def decide(scores: Tensor, labels: Sequence[int], options: LabelOptions) -> Mask:
@@ -121,7 +135,7 @@ def pseudo_labels(
     if options.crfs and some:
         pixels = [torch.from_numpy(np.array(images[n])).to(cams[n].device) for n in some]
         unaries = [energies(one, options.certainty) for one in scores]
-        scores = dense_crf(pixels, unaries, options.crf, backend=backend)
+        scores = refined(pixels, unaries, options.crf, backend)
     for n, one in zip(some, scores, strict=True):
         masks[n] = decide(by_cell(one, options.cell), labels[n], options)
     return masks

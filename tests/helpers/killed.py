@@ -1,6 +1,6 @@
 """Export again and again, killed with SIGKILL at random moments; ends with 0 if nothing was harmed.
 
-    python tests/helpers/killed.py FOLDER KILLS WORKERS cams|labels|walk
+    python tests/helpers/killed.py FOLDER KILLS WORKERS cams|labels|walk|masks
 
 An export that comes to its end must have left the bytes of an undisturbed one, and begins anew.
 Prints how many were killed, and at how many different numbers of finished shards.
@@ -20,14 +20,19 @@ from support import tiny_config, tiny_model
 from wsssfast.cam_options import CamOptions
 from wsssfast.data import open_dataset
 from wsssfast.export import export_cams
+from wsssfast.kernels import Pairwise
 from wsssfast.label_options import LabelOptions
 from wsssfast.label_walk import walk_by
 from wsssfast.labels import export_labels
 from wsssfast.models.affinity import AffinityConfig, AffinityNet
 from wsssfast.models.checkpoint import save_model
+from wsssfast.models.segmenter import Segmenter, SegmenterConfig
+from wsssfast.predict import PredictOptions, predict
+from wsssfast.segment import SegmentOptions
 from wsssfast.shards import CamShards
 
-NETWORK = "affinity.safetensors"
+NETWORK = "network.safetensors"
+MADE_FROM = {"labels": ("cams",), "walk": ("cams", "network"), "masks": ("segmenter",)}
 
 
 def shards_of(folder: Path) -> dict[str, bytes]:
@@ -37,7 +42,8 @@ def shards_of(folder: Path) -> dict[str, bytes]:
 def start(out: Path, worker: tuple[int, int], kind: str) -> int:
     """Export CAMs, or labels of those in the folder beside, in a process of its own.
 
-    Labels are refined by a CRF, or by a walk over the affinities of a network and a CRF.
+    Labels are refined by a CRF, or by a walk over the affinities of a network and a CRF; masks are
+    a segmenter's.
     """
     process = os.fork()
     if process:
@@ -46,10 +52,16 @@ def start(out: Path, worker: tuple[int, int], kind: str) -> int:
     try:
         dataset = open_dataset("synthetic", None, "val:24")
         model = tiny_model(classes=dataset.class_names)
+        names = dataset.class_names
         if kind == "network":
             torch.manual_seed(0)
-            names = dataset.class_names
             save_model(AffinityNet(AffinityConfig(names, "vit", tiny_config(names))), out)
+        elif kind == "segmenter":
+            torch.manual_seed(0)
+            save_model(Segmenter(SegmenterConfig(names, "vit", tiny_config(names))), out)
+        elif kind == "masks":
+            options = PredictOptions(SegmentOptions((0.5, 1.0)), Pairwise(4, 3, 83, 5, 3))
+            predict(out.parent / NETWORK, dataset, out, options, shard_size=2, worker=worker)
         elif kind == "cams":
             export_cams(model, dataset, out, CamOptions(), shard_size=2, worker=worker)
         else:
@@ -79,10 +91,9 @@ def main() -> None:
         sys.argv[4],
     )
     whole, out = folder / "whole", folder / "out"
-    if kind != "cams":
-        assert ended_well(start(folder / "cams", (0, 1), "cams"))
-    if kind == "walk":
-        assert ended_well(start(folder / NETWORK, (0, 1), "network"))
+    for source in MADE_FROM.get(kind, ()):
+        name = "cams" if source == "cams" else NETWORK
+        assert ended_well(start(folder / name, (0, 1), source))
     begin = time.perf_counter()
     assert ended_well(start(whole, (0, 1), kind))
     longest = time.perf_counter() - begin

@@ -11,6 +11,8 @@ from PIL import Image
 
 from wsssfast.kernels.affinity import OFFSETS
 from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
+from wsssfast.shards.format import FORMAT_VERSION
+from wsssfast.shards.label_shards import LabelRecord, LabelShards, write_label_shard
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 CLASSIFIER = SHARED / "weights" / "mctformer_v2_deit_tiny_voc_subset.pth"
@@ -64,6 +66,15 @@ def folder_dataset(root, sizes=((40, 32), (40, 32), (33, 47), (64, 24)), extensi
     (root / "labels.csv").write_text("\n".join(rows) + "\n")
     (root / "classes.txt").write_text("\n".join(names) + "\n")
     return root
+
+
+def as_labels(out, dataset):
+    """Label shards of a data set's true masks."""
+    out.mkdir()
+    records = [LabelRecord.of(i.id, i.labels, dataset.load_mask(i)) for i in dataset]
+    identity = {"format_version": FORMAT_VERSION, "class_names": list(dataset.class_names)}
+    write_label_shard(out, 0, 1, records, failed={}, identity=identity, config={}, versions={})
+    return LabelShards(out)
 
 
 def bytes_of(folder, pattern="*"):

@@ -150,9 +150,9 @@ def test_a_file_of_the_whole_network_fills_a_trunk_of_timm(tmp_path):
     whole = timm.create_model("resnet18", pretrained=False)
     torch.save(whole.state_dict(), tmp_path / "r18.pth")
     trunk = ConvTrunk("resnet18")
-    load_conv(trunk, "resnet18", str(tmp_path / "r18.pth"))
+    load_conv(trunk.net, "resnet18", str(tmp_path / "r18.pth"))
     assert torch.equal(trunk.net.layer4[1].conv2.weight, whole.layer4[1].conv2.weight)
     with pytest.raises(WsssError, match="Expected weights of resnet34"):
-        load_conv(ConvTrunk("resnet34"), "resnet34", str(tmp_path / "r18.pth"))
+        load_conv(ConvTrunk("resnet34").net, "resnet34", str(tmp_path / "r18.pth"))
     net = AffinityNet(AffinityConfig(("cat",), "resnet18"))
     assert net(torch.zeros(1, 3, 80, 80)).shape == (1, 34, 10, 10)

@@ -21,9 +21,10 @@ from wsssfast.cam_options import CamOptions
 from wsssfast.data import open_dataset
 from wsssfast.errors import WORKER_FAILED, WsssError
 from wsssfast.export import export_cams
-from wsssfast.label_maker import LabelMaker, Maps, label_makers
+from wsssfast.label_maker import LabelMaker, Maps
 from wsssfast.label_options import LabelOptions
 from wsssfast.labels import export_labels, export_labels_of_images
+from wsssfast.makers import makers
 from wsssfast.models.checkpoint import save_model
 from wsssfast.pseudo_labels import pseudo_labels
 from wsssfast.shards import CamShards, LabelShards
@@ -214,5 +215,5 @@ def alive(group):
 
 def test_label_makers_in_this_process_keep_the_order(dataset):
     maps = [Maps(f"im{n}", SIZES[n][::-1], (), [], 1e-8) for n in range(5)]
-    with label_makers(LabelMaker(CRF, dataset), 1, Event()) as make:
+    with makers(LabelMaker(CRF, dataset), 1, Event()) as make:
         assert [image_id for image_id, _ in make(maps)] == [f"im{n}" for n in range(5)]

@@ -8,6 +8,7 @@ from wsssfast import demo
 from wsssfast.errors import WsssError
 from wsssfast.kernels import STAGES
 from wsssfast.models.checkpoint import load_model, load_segmenter
+from wsssfast.shards import LabelShards
 
 
 def shorten(monkeypatch):
@@ -30,11 +31,13 @@ def test_every_step_leaves_its_result(tmp_path, monkeypatch):
     assert written["segmenter"] == result.segmenter and 0 <= result.labels <= 1
     assert written["walked"] == result.walked and 0 <= result.walked <= 1
     assert load_model(tmp_path / "classifier" / "last.safetensors").num_classes == 8
-    assert load_segmenter(tmp_path / "segmenter" / "last.safetensors").config.image_size == 128
+    assert len(load_segmenter(tmp_path / "segmenter" / "last.safetensors").config.class_names) == 8
+    assert len(LabelShards(tmp_path / "masks")) == 6
+    assert "Most confused" in (tmp_path / "masks.html").read_text()
     page = result.report.read_text()
     assert "original+c2p+p2p" in page and "<svg" in page
     assert set(result.seconds) == {
-        "train", "export", "evaluate", "label", "affinity", "walk", "segmenter", "report"
+        "train", "export", "evaluate", "label", "affinity", "walk", "segmenter", "predict", "report"
     }  # fmt: skip
     assert any("loss" in line for line in lines)
     assert demo.run_demo(tmp_path, 0).stages == result.stages  # replaces, and repeats

@@ -15,10 +15,10 @@ from wsssfast.export import export_cams
 from wsssfast.kernels import walk_reference
 from wsssfast.kernels.affinity import OFFSETS, near_affinity
 from wsssfast.label_options import VIT, LabelOptions, Walk, options_of
-from wsssfast.label_walk import network, seen_by, walk_by, walked
+from wsssfast.label_walk import seen_by, walk_by, walked
 from wsssfast.labels import export_labels, export_labels_of_images
 from wsssfast.models.affinity import AffinityConfig, AffinityNet
-from wsssfast.models.checkpoint import save_model
+from wsssfast.models.checkpoint import load_again, save_model
 from wsssfast.pseudo_labels import class_scores, pseudo_labels
 from wsssfast.shards import CamShards, LabelShards
 
@@ -205,7 +205,7 @@ def test_what_does_not_fit_is_refused(made, dataset, tmp_path):
     with pytest.raises(WsssError, match="exactly where"):
         export_labels(cams, tmp_path / "no", refined(path), dataset)
     save_model(tiny_net(seed=1), tmp_path / "other.safetensors")
-    network.cache_clear()
+    load_again.cache_clear()
     with pytest.raises(WsssError, match="to stay as they were"):
         export_labels(
             cams, tmp_path / "no", refined(path), dataset, network=tmp_path / "other.safetensors"

@@ -239,7 +239,7 @@ def test_sigterm_ends_as_an_interruption(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "workers"), [("cams", 1), ("cams", 2), ("labels", 2), ("walk", 2)]
+    ("kind", "workers"), [("cams", 1), ("cams", 2), ("labels", 2), ("walk", 2), ("masks", 2)]
 )
 @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_nothing_is_lost_or_done_twice(tmp_path, kills, kind, workers):

@@ -101,6 +101,10 @@ class Dataset:
         items = tuple(item for n, item in enumerate(self.items) if keep(n, item))
         return replace(self, items=items, split=name)
 
+    def unlabelled(self) -> "Dataset":
+        """The same images without labels."""
+        return replace(self, items=tuple(replace(item, labels=()) for item in self.items))
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over class names, ids and labels: equal for equal data wherever it lies."""

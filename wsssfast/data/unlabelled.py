@@ -27,9 +27,8 @@ def open_unlabelled(
         WsssError: something is missing or does not fit.
     """
     if kind == "synthetic":
-        found = open_synthetic(split)
-        bare = tuple(replace(item, labels=()) for item in found)
-        return replace(found, items=bare, class_names=class_names, label_source="none")
+        found = open_synthetic(split).unlabelled()
+        return replace(found, class_names=class_names, label_source="none")
     if root is None:
         raise WsssError(f"Expected the folder of the {kind} data set.", "Give it by --data-root.")
     if kind == "voc":

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsssfast.data.dataset import IGNORE, Dataset, Mask
 from wsssfast.errors import WsssError
@@ -56,8 +57,8 @@ class LabelScorer:
         """Add the counts of another scorer of the same classes."""
         self._seen += other._seen
 
-    def result(self, ignored: Ignored = "background") -> dict[str, Any]:
-        """The scores as JSON-ready values; mIoU, rates and coverage are fractions.
+    def confusion(self, ignored: Ignored = "background") -> NDArray[np.int64]:
+        """Pixels [C + 1, C + 1] of each true class by predicted class.
 
         Args:
             ignored: whether pixels predicted as 255 count as background, or are left out.
@@ -65,6 +66,15 @@ class LabelScorer:
         seen = self._seen[:, :-1].copy()
         if ignored == "background":
             seen[:, 0] += self._seen[:, -1]
+        return seen
+
+    def result(self, ignored: Ignored = "background") -> dict[str, Any]:
+        """The scores as JSON-ready values; mIoU, rates and coverage are fractions.
+
+        Args:
+            ignored: as in `confusion`.
+        """
+        seen = self.confusion(ignored)
         total = int(self._seen.sum())
         return {
             **scores(seen.sum(1), seen.sum(0), seen.diagonal(), names=self.class_names),

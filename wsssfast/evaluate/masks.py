@@ -1,19 +1,37 @@
 """The true masks that shards are scored against."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from wsssfast.data.dataset import Dataset, Mask
 from wsssfast.errors import BadFile, WsssError, listing
-from wsssfast.shards.shard_set import ShardSet
+
+
+class Scored(Protocol):
+    """What masks are the truth of: shards of either kind, or a folder of predicted masks."""
+
+    failed: dict[str, str]
+
+    @property
+    def folder(self) -> Path: ...  # noqa: D102
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def ids(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def missing_shards(self) -> Sequence[int]: ...  # noqa: D102
 
 
 class Masks:
     """The true masks of the images of shards: iterates over (id, mask uint8 [H, W]).
 
     Args:
-        shards: of either kind.
+        shards: or what is like them.
         dataset: whose masks; must hold every image of the shards.
         progress: called with 1 for each image.
 
@@ -24,9 +42,7 @@ class Masks:
         WsssError: shards of another data set, or, after the last image, no masks at all.
     """
 
-    def __init__(
-        self, shards: ShardSet[Any], dataset: Dataset, progress: Callable[[int], None]
-    ) -> None:
+    def __init__(self, shards: Scored, dataset: Dataset, progress: Callable[[int], None]) -> None:
         if shards.class_names != dataset.class_names:
             raise WsssError(
                 f"Expected shards of the data set's {len(dataset.class_names)} classes, found "
@@ -44,7 +60,7 @@ class Masks:
         self._found = self._without = 0
 
     def __iter__(self) -> Iterator[tuple[str, Mask]]:
-        for image_id in self._shards:
+        for image_id in self._shards.ids:
             try:
                 mask = self._dataset.load_mask(self._dataset.by_id[image_id])
             except BadFile as error:
@@ -58,7 +74,7 @@ class Masks:
             self._progress(1)
         if not self._found:
             raise WsssError(
-                f"Expected masks to score against, found none for {len(self._shards)} images.",
+                f"Expected masks to score against, found none for {len(self._shards.ids)} images.",
                 "Scoring needs a data set with masks.",
             )
 
@@ -68,7 +84,7 @@ class Masks:
             "images": self._found,
             "images_without_mask": self._without,
             "images_of_split": len(self._dataset),
-            "missing_shards": self._shards.missing_shards,
+            "missing_shards": list(self._shards.missing_shards),
         }
 
 

@@ -1,7 +1,7 @@
 """Mean IoU and the rates of false positives and negatives from 64-bit counts (method §6)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ def scores(t: Counts, p: Counts, tp: Counts, names: Sequence[str] | None = None)
     iou = {n: int(tp[n]) / union[n] for n in occurs}
     fp = {n: int(p[n] - tp[n]) / union[n] for n in occurs}
     fn = {n: int(t[n] - tp[n]) / union[n] for n in occurs}
-    found: dict[str, Any] = {"miou": _mean(iou), "fp": _mean(fp), "fn": _mean(fn)}
+    found: dict[str, Any] = {"miou": mean_of(iou), "fp": mean_of(fp), "fn": mean_of(fn)}
     if names is not None:
         for key, values in (("per_class", iou), ("per_class_fp", fp), ("per_class_fn", fn)):
             found[key] = {names[n]: values[n] for n in occurs}
@@ -36,6 +36,6 @@ def scores(t: Counts, p: Counts, tp: Counts, names: Sequence[str] | None = None)
     return found
 
 
-def _mean(values: dict[int, float]) -> float:
+def mean_of(values: Mapping[Any, float]) -> float:
     """Correctly rounded sum over the count: the same whatever the order."""
     return math.fsum(values.values()) / len(values) if values else 0.0

@@ -5,7 +5,7 @@ names and initialisation of PSA's `resnet38_aff.py`; affinities of the 34 near o
 the features, or in IRN's manner (Ahn et al., 2019) from one map of boundaries.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -18,52 +18,27 @@ from wsssfast.kernels.affinity import boundary_affinity, pair_affinity
 from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
 from wsssfast.models.frozen_norms import FrozenNorms
 from wsssfast.models.resnet38 import TAPS, ResNet38
+from wsssfast.models.trunk import RESNET38, VIT, TrunkConfig, of_timm
 
 STRIDE = 8  # pixels of a cell
 _WIDTHS = (64, 128, 256)
-_RESNET38 = "resnet38"
 _FROZEN = ("conv1a", "b2", "b2_1", "b2_2")  # of ResNet38, as published
 
 
 @dataclass(frozen=True)
-class AffinityConfig:
+class AffinityConfig(TrunkConfig):
     """Everything that rebuilds an AffinityNet's structure.
 
     Attributes:
-        class_names: of the data set that it was trained on.
-        trunk: resnet38; timm's name of a convolutional network; or vit, the network of `vit`.
-        vit: a classifier's configuration.
         boundary: whether it finds boundaries instead of features.
-        mean: per channel, of RGB in [0, 1].
-        std: per channel, of RGB in [0, 1].
     """
 
-    class_names: tuple[str, ...]
-    trunk: str = _RESNET38
-    vit: ClassifierConfig | None = None
     boundary: bool = False
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return asdict(self)
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> "AffinityConfig":
         """From `to_json`'s result. Raises TypeError or ValueError on anything else."""
-        vit = found["vit"]
-        mean, std = (tuple(float(x) for x in found[key]) for key in ("mean", "std"))
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError("mean and std have three values each, std above 0")
-        return cls(
-            class_names=tuple(str(name) for name in found["class_names"]),
-            trunk=str(found["trunk"]),
-            vit=None if vit is None else ClassifierConfig.from_json(vit),
-            boundary=bool(found["boundary"]),
-            mean=mean,
-            std=std,
-        )
+        return replace(super().from_json(found), boundary=bool(found["boundary"]))
 
 
 class AffinityNet(nn.Module):
@@ -98,6 +73,12 @@ class AffinityNet(nn.Module):
         x = self.project(images)
         return boundary_affinity(x[:, 0].sigmoid()) if self.config.boundary else pair_affinity(x)
 
+    @property
+    def core(self) -> nn.Module:
+        """The part that published weights, or a classifier's, are put into."""
+        found: nn.Module = getattr(self.trunk, "core", self.trunk)
+        return found
+
     def project(self, images: Tensor) -> Tensor:
         """Features [B, 448, h, w], or the logits of boundaries [B, 1, h, w]."""
         layers = (self.f8_3, self.f8_4, self.f8_5)
@@ -111,21 +92,21 @@ class ConvTrunk(FrozenNorms):
 
     def __init__(self, arch: str) -> None:
         super().__init__()
-        try:
-            if not arch.isidentifier():  # a checkpoint may name it, and timm opens addresses too
-                raise ValueError("no name")
-            net: Any = timm.create_model(
-                arch, features_only=True, pretrained=False, output_stride=STRIDE
-            )
-            self.channels: tuple[int, ...] = tuple(net.feature_info.channels()[-3:])
-        except Exception as error:  # whatever a network of timm that has no such features raises
-            raise WsssError(
-                f"Expected resnet38, vit, or a convolutional network of timm with features at "
-                f"stride {STRIDE}, found {arch[:80]!r}: {type(error).__name__}.",
-                "Such as resnet50.",
-            ) from error
+        net: Any = of_timm(
+            arch,
+            STRIDE,
+            lambda name: timm.create_model(
+                name, features_only=True, pretrained=False, output_stride=STRIDE
+            ),
+        )
+        self.channels: tuple[int, ...] = tuple(net.feature_info.channels()[-3:])
         self.net: nn.Module = net
         self.freeze_norms()
+
+    @property
+    def core(self) -> nn.Module:
+        """The part that published weights are put into."""
+        return self.net
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features [B, D, h, w] of the last three stages."""
@@ -148,6 +129,11 @@ class ViTTrunk(nn.Module):
         self.after = tuple(max(1, depth * n // 3) for n in (1, 2, 3))
         self.norms = nn.ModuleList(nn.LayerNorm(self.vit.embed_dim) for _ in self.after)
 
+    @property
+    def core(self) -> nn.Module:
+        """The part that a classifier's weights are put into."""
+        return self.vit
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features [B, D, h, w] of the three taps."""
         factor = self.vit.patch_size / STRIDE
@@ -164,11 +150,11 @@ class ViTTrunk(nn.Module):
 
 def _trunk(config: AffinityConfig) -> tuple[nn.Module, tuple[int, ...]]:
     """The trunk, and the channels of its taps."""
-    if config.trunk == _RESNET38:
+    if config.trunk == RESNET38:
         wide = ResNet38()
         wide.freeze(*_FROZEN)
         return wide, TAPS
-    if config.trunk == "vit":
+    if config.trunk == VIT:
         if config.vit is None:
             raise WsssError("Expected a classifier for the trunk vit, found none.")
         vit = ViTTrunk(config.vit)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from wsssfast.errors import WsssError
-from wsssfast.models.affinity import AffinityConfig, AffinityNet, ConvTrunk
+from wsssfast.models.affinity import AffinityConfig, AffinityNet
 from wsssfast.models.backbone import backbone_weights
 from wsssfast.models.mxnet_params import is_mxnet, read_mxnet
 from wsssfast.models.resnet38 import ResNet38
@@ -56,11 +56,11 @@ def load_resnet38(trunk: ResNet38, path: Path) -> None:
     _fill(trunk, {k: v for k, v in state.items() if k.split(".")[0] not in PROJECTIONS}, path)
 
 
-def load_conv(trunk: ConvTrunk, arch: str, source: str) -> None:
-    """Put weights of the whole network into a trunk of its features.
+def load_conv(net: nn.Module, arch: str, source: str) -> None:
+    """Put weights of a whole network of timm into its features.
 
     Args:
-        trunk: whose parts timm may have renamed, from `stages.0.` to `stages_0.`.
+        net: whose parts timm may have renamed, from `stages.0.` to `stages_0.`.
         arch: timm's name.
         source: a file, or `timm` to download.
 
@@ -69,7 +69,7 @@ def load_conv(trunk: ConvTrunk, arch: str, source: str) -> None:
     """
     state = backbone_weights(arch, source)
     found = {}
-    for name, tensor in trunk.net.state_dict().items():
+    for name, tensor in net.state_dict().items():
         given = state.get(name, state.get(re.sub(r"_(\d+)\.", r".\1.", name, count=1)))
         if name.endswith("num_batches_tracked"):
             continue
@@ -80,7 +80,7 @@ def load_conv(trunk: ConvTrunk, arch: str, source: str) -> None:
                 f"{told}."
             )
         found[name] = given
-    trunk.net.load_state_dict(found, strict=False)
+    net.load_state_dict(found, strict=False)
 
 
 def load_published(path: Path) -> AffinityNet:

@@ -165,6 +165,9 @@ def resize_positions(patch_part: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def preprocessing(arch: str) -> tuple[Channels, Channels]:
     """Mean and std of RGB in [0, 1] that the backbone's own weights expect, from timm."""
-    found = timm.get_pretrained_cfg(arch)
+    try:
+        found = timm.get_pretrained_cfg(arch)
+    except RuntimeError as error:  # a tag that it does not have
+        raise WsssError(f"Expected the name of a timm model: {error}.") from error
     mean, std = (found.mean, found.std) if found else (_IMAGENET_MEAN, _IMAGENET_STD)
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,8 +23,9 @@ from wsssfast.files import publish
 from wsssfast.models.affinity import AffinityConfig, AffinityNet
 from wsssfast.models.affinity_weights import load_published
 from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
-from wsssfast.models.segmenter import Segmenter
+from wsssfast.models.segmenter import Segmenter, SegmenterConfig
 
+_Loaded = TypeVar("_Loaded", Segmenter, AffinityNet)
 FORMAT_VERSION = 1
 _HEAD_WIDTH = 64  # of every DeiT, hence of every MCTformer
 
@@ -84,7 +86,7 @@ def load_segmenter(path: str | Path) -> Segmenter:
         WsssError: no such file, not a checkpoint, or one of another kind.
     """
     path = _own(path, Segmenter.kind)
-    config, state = _read_own(path, Segmenter.kind, ClassifierConfig.from_json)
+    config, state = _read_own(path, Segmenter.kind, SegmenterConfig.from_json)
     return _with_weights(Segmenter(config), state, path)
 
 
@@ -102,6 +104,28 @@ def load_affinity(path: str | Path) -> AffinityNet:
         return load_published(path)
     config, state = _read_own(path, AffinityNet.kind, AffinityConfig.from_json)
     return _with_weights(AffinityNet(config), state, path)
+
+
+@lru_cache(maxsize=1)
+def load_again(load: Callable[[Path], _Loaded], path: Path, weights: str, device: str) -> _Loaded:
+    """A network that a run's processes open once each.
+
+    Args:
+        load: `load_affinity` or `load_segmenter`.
+        path: of the checkpoint.
+        weights: hash of its weights when the run began.
+        device: where it goes.
+
+    Raises:
+        WsssError: it cannot be opened, or its weights have another hash by now.
+    """
+    net = load(path)
+    if weights_hash(net) != weights:
+        raise WsssError(
+            f"Expected the weights in {path} to stay as they were when this run began.",
+            "Run the same command again.",
+        )
+    return net.to(device)
 
 
 def weights_hash(model: ClassTokenViT | Segmenter | AffinityNet) -> str:
@@ -165,7 +189,7 @@ def _own(path: str | Path, kind: str) -> Path:
 
 
 _Network = TypeVar("_Network", ClassTokenViT, Segmenter, AffinityNet)
-_Config = TypeVar("_Config", ClassifierConfig, AffinityConfig)
+_Config = TypeVar("_Config", ClassifierConfig, AffinityConfig, SegmenterConfig)
 
 
 def _with_weights(model: _Network, state: dict[str, Tensor], path: Path) -> _Network:

@@ -7,20 +7,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsssfast.cam_options import CamOptions
-from wsssfast.data.dataset import IGNORE, Dataset, Mask
-from wsssfast.data.palette import mask_palette
+from wsssfast.data.dataset import Dataset, Mask
 from wsssfast.errors import BadFile
 from wsssfast.label_options import LabelOptions
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.report.attention import AttentionMaps, attention_maps, stored_options
 from wsssfast.report.choose import Choice
-from wsssfast.report.colours import css
 from wsssfast.report.labels import refinement, unrefined
 from wsssfast.report.pictures import (
     Picture,
     bright_patches,
     frame_patch,
     heat_overlay,
+    legend,
     mask_picture,
     thumbnail,
 )
@@ -129,7 +128,7 @@ def exhibit(sources: Sources, choice: Choice, failed: dict[str, str]) -> Exhibit
         choice,
         [names[label] for label in labels],
         [Picture.of(photo, "image", f"image {choice.id}"), *masks],
-        _legend(found, names),
+        legend(found, names),
         cams,
         attention,
     )
@@ -175,13 +174,6 @@ def _masks(
             found |= set(np.unique(mask).tolist())
             pictures.append(Picture.of(mask_picture(mask, size), told, alt))
     return found, pictures
-
-
-def _legend(found: set[int], names: tuple[str, ...]) -> list[tuple[str, str]]:
-    """(name, colour) of mask values."""
-    told = {0: "background", IGNORE: "ignored", **{n + 1: name for n, name in enumerate(names)}}
-    palette = mask_palette()
-    return [(told[value], css(palette[value])) for value in sorted(found & told.keys())]
 
 
 def _attention(

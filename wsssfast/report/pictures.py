@@ -2,15 +2,16 @@
 
 import base64
 import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from wsssfast.data.dataset import Mask
+from wsssfast.data.dataset import IGNORE, Mask
 from wsssfast.data.palette import mask_palette
-from wsssfast.report.colours import heat_colours
+from wsssfast.report.colours import css, heat_colours
 
 LONG_SIDE = 320
 _MARK = (255, 64, 160)  # of the chosen patch: in no colour map here
@@ -74,6 +75,18 @@ def mask_picture(mask: Mask, size: tuple[int, int]) -> Image.Image:
     picture = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
     picture.putpalette(mask_palette().tobytes())
     return picture
+
+
+def legend(found: Iterable[int], names: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, colour) of mask values that occur.
+
+    Args:
+        found: the values.
+        names: of the classes.
+    """
+    told = {0: "background", IGNORE: "ignored", **{n + 1: name for n, name in enumerate(names)}}
+    palette = mask_palette()
+    return [(told[value], css(palette[value])) for value in sorted(told.keys() & set(found))]
 
 
 def bright_patches(photo: Image.Image, chosen: NDArray[np.bool_]) -> Image.Image:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -13,12 +12,7 @@ from wsssfast.files import output_folder
 from wsssfast.kernels import CrfBackend
 from wsssfast.label_options import LabelOptions
 from wsssfast.labels import export_labels
-from wsssfast.models.affinity import STRIDE, AffinityConfig, AffinityNet, ConvTrunk, ViTTrunk
-from wsssfast.models.affinity_weights import load_conv, load_resnet38
-from wsssfast.models.backbone import preprocessing
-from wsssfast.models.checkpoint import load_model
-from wsssfast.models.classifier import ClassTokenViT
-from wsssfast.models.resnet38 import ResNet38
+from wsssfast.models.affinity import STRIDE, AffinityConfig, AffinityNet
 from wsssfast.pace import Watch
 from wsssfast.shards.label_shards import LabelShards
 from wsssfast.shards.reader import CamShards
@@ -28,12 +22,12 @@ from wsssfast.training.fit import Report, Task, fit
 from wsssfast.training.options import AffinityOptions, RunOptions
 from wsssfast.training.samples import readable
 from wsssfast.training.segmenter import with_labels
+from wsssfast.training.starts import Start, untrained
 from wsssfast.training.state import Progress
 from wsssfast.training.task import task_of
 from wsssfast.training.workers import Workers
 
 CELLS = "cells"  # folder of the labels, inside that of the run
-_Trunk = TypeVar("_Trunk", ResNet38, ConvTrunk, ViTTrunk)
 
 
 def label_cells(
@@ -80,7 +74,7 @@ def train_affinity(
     options: AffinityOptions,
     out: Path,
     *,
-    start: Callable[[AffinityNet], None] = lambda net: None,
+    start: Start = untrained,
     run: RunOptions | None = None,
     workers: Workers | None = None,
     report: Callable[[Report], None] = lambda report: None,
@@ -93,7 +87,7 @@ def train_affinity(
         config: the network.
         options: schedule and augmentation.
         out: folder of the run, made where absent; a run of these options in it is continued.
-        start: puts weights into the new network's trunk.
+        start: puts weights into the new network's `core`.
         run: how to carry it out.
         workers: this process among those of the run.
         report: called on the first worker now and then.
@@ -117,7 +111,7 @@ def affinity_task(
     config: AffinityConfig,
     options: AffinityOptions,
     workers: Workers,
-    start: Callable[[AffinityNet], None],
+    start: Start,
 ) -> tuple[AffinityNet, Task]:
     """A new AffinityNet and the task of training it; arguments as of `train_affinity`.
 
@@ -134,7 +128,7 @@ def affinity_task(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         net = AffinityNet(config)
-        start(net)
+        start(net.core)
     task = task_of(
         net,
         dataset,
@@ -147,55 +141,3 @@ def affinity_task(
         identity={"cells": cells.identity},
     )
     return net, task
-
-
-def trunk_of(
-    trunk: str, class_names: tuple[str, ...], source: str | None, boundary: bool
-) -> tuple[AffinityConfig, Callable[[AffinityNet], None]]:
-    """An AffinityNet's configuration, and what puts weights into its trunk.
-
-    Args:
-        trunk: resnet38, vit, or timm's name of a convolutional network.
-        class_names: of the data set.
-        source: of the weights: for vit the checkpoint of a classifier; for the others a file, or
-            `none`; for timm's also `timm`, which downloads them and is what None means.
-        boundary: whether to find boundaries instead of features.
-
-    Raises:
-        WsssError: an unknown trunk, or no such weights.
-    """
-    if trunk == "vit":
-        if source in (None, "none", "timm"):
-            raise WsssError(
-                "Expected a classifier that the trunk vit starts from, found none.",
-                "Give its checkpoint by --pretrained.",
-            )
-        classifier = load_model(str(source))
-        normalisation = classifier.config.mean, classifier.config.std
-        config = AffinityConfig(class_names, trunk, classifier.config, boundary, *normalisation)
-        return config, from_classifier(classifier)
-    if trunk == "resnet38":
-        if source in (None, "timm"):
-            raise WsssError(
-                "Expected weights of ResNet38, which timm does not provide, found none.",
-                "Give --pretrained FILE (docs/affinity.md says where they are published), or none.",
-            )
-        config = AffinityConfig(class_names, trunk, boundary=boundary)
-        if source == "none":
-            return config, lambda net: None
-        return config, lambda net: load_resnet38(_trunk_as(net, ResNet38), Path(str(source)))
-    mean, std = preprocessing(trunk)
-    config = AffinityConfig(class_names, trunk, None, boundary, mean, std)
-    if source == "none":
-        return config, lambda net: None
-    return config, lambda net: load_conv(_trunk_as(net, ConvTrunk), trunk, source or "timm")
-
-
-def from_classifier(classifier: ClassTokenViT) -> Callable[[AffinityNet], None]:
-    """What starts a ViT trunk from a classifier."""
-    return lambda net: _trunk_as(net, ViTTrunk).vit.take_network(classifier)
-
-
-def _trunk_as(net: AffinityNet, kind: type[_Trunk]) -> _Trunk:
-    assert isinstance(net.trunk, kind)
-    return net.trunk

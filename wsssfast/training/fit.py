@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from wsssfast.errors import INTERRUPTED, WORKER_FAILED, WsssError
+from wsssfast.precision import autocast
 from wsssfast.training.logs import Logs
 from wsssfast.training.optimise import build_optimiser, rate_at, set_rate
 from wsssfast.training.options import RunOptions, Schedule
@@ -29,7 +30,6 @@ from wsssfast.training.workers import (
 )
 
 _TOGETHER = 10  # steps between two questions to all workers whether to stop or save
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ class _Loop:
             image = batch.image.to(device, non_blocking=True)
             target = batch.target.to(device, non_blocking=True)
             with self._sync(last=part == parts - 1):
-                with self._drawn(part), self._autocast():
+                with self._drawn(part), autocast(self.workers.device, self.options.precision):
                     loss = self.task.loss(self.net(image), target) / parts
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -291,11 +291,6 @@ class _Loop:
             raise WsssError(error.message.rpartition("WsssError: ")[2]) from error
         self.waited += time.perf_counter() - start
         return batch
-
-    def _autocast(self) -> torch.autocast:
-        dtype = _DTYPES.get(self.options.precision)
-        kind = self.workers.device.partition(":")[0]
-        return torch.autocast(kind, dtype or torch.bfloat16, enabled=dtype is not None)
 
     @contextlib.contextmanager
     def _drawn(self, part: int) -> Iterator[None]:
@@ -361,7 +356,7 @@ class _Loop:
         scores = None
         if self.task.evaluate:
             self.task.model.eval()
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), autocast(self.workers.device, self.options.precision):
                 scores = self.task.evaluate()
             self.task.model.train()
             self.progress.failed.update(scores.get("unreadable", {}))

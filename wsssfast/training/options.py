@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from wsssfast.errors import WsssError
+from wsssfast.precision import Precision
 
 Optimiser = Literal["adamw", "adam", "sgd"]
 RateCurve = Literal["cosine", "poly"]
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,48 @@ class AffinityOptions(Schedule):
         require(self, ("crop",), 72, 8192)  # pairs begin in a grid of 5 x 9 cells and more
         if self.crop % 8:
             raise WsssError(f"Expected a crop that is a multiple of 8, found {self.crop}.")
+
+
+@dataclass(frozen=True)
+class SegmenterOptions(Schedule):
+    """How a segmenter is trained: the schedule, and what is done to the images.
+
+    Attributes:
+        drop_path: largest probability of stochastic depth of a ViT, reached in the last layer.
+        crop: side in pixels of the random crops; what is smaller is padded and ignored there.
+        least_scale: lower end of the random factor on an image's sides before it is cropped.
+        most_scale: its upper end.
+        jitter: strength of random brightness, contrast and saturation; of hue a third.
+        confidence: a pixel counts with the network's own probability of its label to this power,
+            which is the generalised cross-entropy of Zhang and Sabuncu (2018); 0: all alike.
+    """
+
+    epochs: int = 30
+    batch_size: int = 16
+    rate: float = 1e-4
+    rate_batch: int = 16
+    new_rate: float = 10.0
+    warmup_epochs: float = 1.0
+    curve: RateCurve = "poly"
+    drop_path: float = 0.1
+    crop: int = 384
+    least_scale: float = 0.5
+    most_scale: float = 2.0
+    jitter: float = 0.4
+    confidence: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ("jitter",), 0, 1)
+        require(self, ("drop_path",), 0, 0.95)
+        require(self, ("crop",), 16, 8192)
+        require(self, ("least_scale", "most_scale"), 0.05, 20)
+        require(self, ("confidence",), 0, 10)
+        if self.least_scale > self.most_scale:
+            raise WsssError(
+                f"Expected least-scale up to most-scale, found {self.least_scale:g} and "
+                f"{self.most_scale:g}."
+            )
 
 
 @dataclass(frozen=True)

@@ -1,101 +1,100 @@
-"""Train the small segmenter straight from label shards."""
+"""Train a segmenter straight from label shards."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
-from torchvision import tv_tensors
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
-from wsssfast.data.dataset import Dataset, Mask
+from wsssfast.data.dataset import IGNORE, Dataset, Item, Mask
 from wsssfast.errors import BadFile, WsssError, listing
 from wsssfast.evaluate.labels import LabelScorer
-from wsssfast.evaluate.masks import naming
 from wsssfast.files import output_folder
-from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
-from wsssfast.models.segmenter import Segmenter, segment, segmenter_loss, start_from_classifier
+from wsssfast.memory import give_back, ran_out
+from wsssfast.models.segmenter import Segmenter, SegmenterConfig, segmenter_loss
 from wsssfast.models.stochastic_depth import draw_factors
 from wsssfast.preprocess import to_tensor
-from wsssfast.shards.label_shards import LabelShards
-from wsssfast.training.fit import Report, fit
-from wsssfast.training.options import RunOptions, Schedule, require
+from wsssfast.segment import probabilities
+from wsssfast.training.fit import Report, Task, fit
+from wsssfast.training.options import RunOptions, SegmenterOptions
 from wsssfast.training.samples import Key, Sample, randomness, readable
+from wsssfast.training.starts import Start, untrained
 from wsssfast.training.state import Progress
 from wsssfast.training.task import task_of
 from wsssfast.training.workers import Workers
 
 
-@dataclass(frozen=True)
-class SegmenterOptions(Schedule):
-    """How the segmenter is trained: the schedule, and what is done to the images.
+class Labels(Protocol):
+    """Masks by image id: label shards, or a data set's own (`TrueMasks`)."""
 
-    Attributes:
-        drop_path: largest probability of stochastic depth, reached in the last layer.
-        least_area: smallest share of the image that a random crop shows.
-        jitter: strength of random brightness, contrast and saturation.
-    """
+    @property
+    def ids(self) -> tuple[str, ...]: ...  # noqa: D102
 
-    drop_path: float = 0.1
-    least_area: float = 0.3
-    jitter: float = 0.4
+    @property
+    def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self, ("jitter",), 0, 1)
-        require(self, ("drop_path",), 0, 0.95)
-        require(self, ("least_area",), 1e-3, 1)
+    @property
+    def identity(self) -> dict[str, Any]: ...  # noqa: D102
+
+    @property
+    def folder(self) -> Path: ...  # noqa: D102
+
+    def mask(self, image_id: str) -> Mask: ...  # noqa: D102
 
 
 class SegmenterSamples(TorchDataset[Sample]):
-    """Augmented images with masks from label shards as targets, int64 [S, S].
+    """Augmented crops with masks as targets, uint8 [S, S].
 
     Args:
-        dataset: whose images; each has a mask in the shards.
-        shards: the masks.
-        config: whose image size and normalisation to use.
+        dataset: whose images; each has a mask in the labels.
+        labels: the masks.
+        config: whose normalisation to use.
         options: augmentation.
-        depth: number of blocks of the network.
+        depth: number of blocks of a ViT, 0 for others.
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        shards: LabelShards,
-        config: ClassifierConfig,
+        labels: Labels,
+        config: SegmenterConfig,
         options: SegmenterOptions,
         depth: int,
     ) -> None:
-        self.dataset, self.shards, self.config = dataset, shards, config
+        self.dataset, self.labels, self.config = dataset, labels, config
         self.options, self.depth = options, depth
-        self.joint = v2.Compose(
-            [
-                v2.RandomResizedCrop(
-                    config.image_size,
-                    scale=(options.least_area, 1.0),
-                    interpolation=InterpolationMode.BICUBIC,
-                ),
-                v2.RandomHorizontalFlip(),
-                v2.ColorJitter(options.jitter, options.jitter, options.jitter),
-            ]
-        )
+        strength = options.jitter
+        self.jitter = v2.ColorJitter(strength, strength, strength, strength / 3)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: Key) -> Sample:
-        """The sample of (epoch, index); an unreadable image gives way to the next readable one.
+        """The sample of (epoch, index); an unreadable one gives way to the next readable one.
 
         Raises:
-            WsssError: no image can be read, or a mask of another size than its image.
+            WsssError: no image can be read, or a label of another size than its image.
         """
         epoch, index = key
-        image, index, failed = readable(self.dataset, index)
-        image_id = self.dataset.items[index].id
-        mask = self.shards.mask(image_id)
+        failed: list[tuple[str, str]] = []
+        while True:
+            image, index, more = readable(self.dataset, index)
+            failed += more
+            image_id = self.dataset.items[index].id
+            try:
+                mask = self.labels.mask(image_id)
+                break
+            except BadFile as error:
+                failed.append((image_id, f"mask: {error}"))
+                if len(failed) > len(self.dataset):
+                    raise WsssError("Expected masks to train on; not one can be used.") from error
+                index = (index + 1) % len(self.dataset)
         if mask.shape != (image.height, image.width):
             raise WsssError(
                 f"Expected a label of the size of image {image_id}, {image.height}x{image.width}, "
@@ -104,19 +103,52 @@ class SegmenterSamples(TorchDataset[Sample]):
             )
         with randomness(self.options.seed, epoch, key[1]) as rng:
             keep = torch.from_numpy(draw_factors(rng, self.options.drop_path, self.depth))
-            picture, target = self.joint(image, tv_tensors.Mask(torch.from_numpy(mask)[None]))
-        tensor = to_tensor([picture], self.config)[0]
-        return Sample(tensor, target[0].as_subclass(Tensor).to(torch.int64), keep, failed)
+            pixels, target = self._crop(image, mask, rng)
+        return Sample(pixels, torch.from_numpy(target), keep, failed)
+
+    def _crop(
+        self, image: Image.Image, mask: Mask, rng: np.random.RandomState
+    ) -> tuple[Tensor, Mask]:
+        """A random square of the resized image and of its mask, mirrored or not.
+
+        Both are resized and cut at once, so that only what is shown is computed.
+        """
+        options, side = self.options, self.options.crop
+        scale = rng.uniform(options.least_scale, options.most_scale)
+        source, shown, place = [], [], []
+        for length in image.size:  # width, height
+            resized = max(1, round(length * scale))
+            spare = resized - side
+            start = int(rng.randint(abs(spare) + 1))
+            begin = start if spare > 0 else 0
+            shown.append(min(side, resized))
+            source.append((begin * length / resized, (begin + shown[-1]) * length / resized))
+            place.append(0 if spare > 0 else start)
+        (left, right), (top, bottom) = source
+        (width, height), (column, row) = shown, place
+        box = (left, top, right, bottom)
+        part = image.resize((width, height), Image.Resampling.BICUBIC, box)
+        values = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST, box)
+        pixels = torch.zeros(3, side, side)
+        target = np.full((side, side), IGNORE, np.uint8)
+        jittered: Image.Image = self.jitter(part)
+        pixels[:, row : row + height, column : column + width] = to_tensor([jittered], self.config)[
+            0
+        ]
+        target[row : row + height, column : column + width] = np.asarray(values)
+        if rng.randint(2):
+            return pixels.flip(-1), target[:, ::-1].copy()
+        return pixels, target
 
 
 def train_segmenter(
     dataset: Dataset,
-    shards: LabelShards,
-    config: ClassifierConfig,
+    labels: Labels,
+    config: SegmenterConfig,
     options: SegmenterOptions,
     out: Path,
     *,
-    classifier: ClassTokenViT | None = None,
+    start: Start = untrained,
     held_out: Dataset | None = None,
     run: RunOptions | None = None,
     workers: Workers | None = None,
@@ -126,12 +158,12 @@ def train_segmenter(
 
     Args:
         dataset: images; their own masks are not looked at.
-        shards: a mask of each image; images without one are left out.
-        config: of the network.
+        labels: a mask of each image; images without one are left out.
+        config: the network.
         options: schedule and augmentation.
         out: folder of the run, made where absent; a run of these options in it is continued.
-        classifier: to start from.
-        held_out: scored against its masks after each epoch, never trained on.
+        start: puts weights into the new network's `core`.
+        held_out: scored against its masks after each epoch; its images are not trained on.
         run: how to carry it out.
         workers: this process among those of the run.
         report: called on the first worker now and then.
@@ -140,18 +172,54 @@ def train_segmenter(
         The trained model in evaluation mode, and how the run went.
 
     Raises:
-        WsssError: shards of another data set, and what `fit` raises.
+        WsssError: labels of another data set, and what `fit` raises.
     """
     run, workers = run or RunOptions(), workers or Workers()
-    dataset = with_labels(dataset, shards)
+    model, task = segmenter_task(dataset, labels, config, options, workers, start, held_out)
     output_folder(out, "the run")
+    done = fit(task, options, out, run=run, workers=workers, report=report)
+    return model.eval(), done
+
+
+def segmenter_task(
+    dataset: Dataset,
+    labels: Labels,
+    config: SegmenterConfig,
+    options: SegmenterOptions,
+    workers: Workers,
+    start: Start,
+    held_out: Dataset | None = None,
+) -> tuple[Segmenter, Task]:
+    """A new segmenter and the task of training it; arguments as of `train_segmenter`.
+
+    Raises:
+        WsssError: labels of other classes or images, or a batch that does not fit.
+    """
+    if config.class_names != dataset.class_names:
+        raise WsssError(
+            f"Expected a network of the data set's {len(dataset.class_names)} classes, found one "
+            f"of {len(config.class_names)} others."
+        )
+    if held_out and all(_mask_of(held_out, item) is None for item in held_out):
+        raise WsssError(
+            f"Expected masks of the images that are held out ({held_out.split}), found none.",
+            "They are needed to score; leave --val-split out.",
+        )
+    dataset = with_labels(dataset, labels, held_out)
     readable(dataset, 0)  # at least one image, before any process is started
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = Segmenter(config)
-        if classifier is not None:
-            start_from_classifier(model, classifier)
-    blocks = model.encoder.blocks
+        start(model.net.core)
+    if model.net.normalises:
+        parts = workers.world * options.accumulate
+        if options.batch_size < 2 * parts:
+            raise WsssError(
+                f"Expected two images or more at a time for this network's batch normalisation, "
+                f"found a batch of {options.batch_size} in {parts} parts.",
+                "Give a larger --batch-size or fewer parts.",
+            )
+    blocks = model.net.blocks
     task = task_of(
         model,
         dataset,
@@ -159,20 +227,23 @@ def train_segmenter(
         workers,
         blocks=blocks,
         held_out=held_out,
-        samples=SegmenterSamples(dataset, shards, config, options, len(blocks)),
-        loss=segmenter_loss,
-        bare=("encoder.cls_token", "encoder.pos_embed"),
-        new=("norm.", "decoder."),
+        samples=SegmenterSamples(dataset, labels, config, options, len(blocks) if blocks else 0),
+        loss=partial(_loss, confidence=options.confidence),
+        bare=("net.vit.cls_token", "net.vit.pos_embed"),
+        new=tuple(f"net.{name}" for name in model.net.new),
         score=lambda found: score_masks(model, found, workers),
         chosen_by="mIoU",
-        identity={"labels": shards.identity},
+        identity={"labels": labels.identity},
     )
-    done = fit(task, options, out, run=run, workers=workers, report=report)
-    return model.eval(), done
+    return model, task
+
+
+def _loss(scores: Tensor, targets: Tensor, confidence: float) -> Tensor:
+    return segmenter_loss(scores, targets.long(), confidence)
 
 
 def score_masks(model: Segmenter, dataset: Dataset, workers: Workers) -> dict[str, Any]:
-    """Scores of the segmenter over a data set with masks, each image at its own size.
+    """Scores of the segmenter over a data set with masks, each image at its own size and mirrored.
 
     Args:
         model: in evaluation mode.
@@ -180,20 +251,28 @@ def score_masks(model: Segmenter, dataset: Dataset, workers: Workers) -> dict[st
         workers: this process among them; every one gets the result.
 
     Returns:
-        `mIoU` and the result of `LabelScorer`; `images`, how many; `unreadable`, id -> reason of
-        those that were left out.
+        `mIoU`; `per_class`, the IoU of each class that occurs; `images`, how many; `unreadable`, id
+        -> reason of those that were left out.
     """
+    workers.share_buffers(model)
     scorer, images = LabelScorer(dataset.class_names), 0
     failed: dict[str, str] = {}
+    device = next(model.parameters()).device
     for item in dataset.items[workers.rank :: workers.world]:
         try:
             mask = dataset.load_mask(item)
             if mask is not None:
-                with naming(item.id):
-                    scorer.add(predict_mask(model, dataset, item.id), mask)
+                image = torch.from_numpy(np.array(dataset.load_image(item))).to(device)
+                predicted = probabilities(model, image).argmax(0).to(torch.uint8)
+                scorer.add(predicted.cpu().numpy(), mask)
                 images += 1
-        except BadFile as error:
+        except (BadFile, WsssError) as error:
             failed[item.id] = str(error)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            give_back()
+            failed[item.id] = "not enough memory to segment it"
     whole, count = LabelScorer(dataset.class_names), 0
     unreadable: dict[str, str] = {}
     for other, found, bad in workers.gather((scorer, images, failed)):
@@ -201,29 +280,65 @@ def score_masks(model: Segmenter, dataset: Dataset, workers: Workers) -> dict[st
         count += found
         unreadable |= bad
     result = whole.result()
-    return {"mIoU": result["miou"], **result, "images": count, "unreadable": unreadable}
+    return {
+        "mIoU": result["miou"], "per_class": result["per_class"], "images": count,
+        "unreadable": unreadable,
+    }  # fmt: skip
 
 
-def predict_mask(model: Segmenter, dataset: Dataset, image_id: str) -> Mask:
-    """The predicted mask uint8 [H, W] of one image of a data set, at its own size."""
-    image = dataset.load_image(dataset.by_id[image_id])
-    device = next(model.parameters()).device
-    mask: Mask = segment(model, to_tensor([image], model.config).to(device))[0].cpu().numpy()
-    return mask
+class TrueMasks:
+    """A data set's own masks as labels: what full supervision would have."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self.class_names, self.folder = dataset.class_names, Path(dataset.name)
+        self.identity: dict[str, Any] = {"masks_of": dataset.fingerprint}
+        filed = tuple(item.id for item in dataset if item.mask)
+        self.ids = filed or tuple(item.id for item in dataset)  # made or drawn from annotations
+        if not filed and all(_mask_of(dataset, item) is None for item in dataset):
+            raise WsssError("Expected masks in the data set, found none.")
+
+    def mask(self, image_id: str) -> Mask:
+        """The mask uint8 [H, W] of an image.
+
+        Raises:
+            BadFile: there is none, it cannot be read, or it has values that are no class.
+        """
+        mask = self._dataset.load_mask(self._dataset.by_id[image_id])
+        if mask is None:
+            raise BadFile("there is none")
+        odd = mask[(mask > len(self.class_names)) & (mask != IGNORE)]
+        if odd.size:
+            raise BadFile(f"values up to {len(self.class_names)} and 255 expected, found {odd[0]}")
+        return mask
 
 
-def with_labels(dataset: Dataset, shards: LabelShards) -> Dataset:
-    """The images that have a mask in the shards."""
-    if shards.class_names != dataset.class_names:
+def _mask_of(dataset: Dataset, item: Item) -> Mask | None:
+    """The mask of an item; None where it has none or cannot be read."""
+    try:
+        return dataset.load_mask(item)
+    except BadFile:
+        return None
+
+
+def with_labels(dataset: Dataset, labels: Labels, held_out: Dataset | None = None) -> Dataset:
+    """The images that have a mask among the labels, without those that are held out.
+
+    Raises:
+        WsssError: labels of other classes, or of images of neither.
+    """
+    without = held_out.by_id if held_out else {}
+    if tuple(labels.class_names) != dataset.class_names:
         raise WsssError(
             f"Expected label shards of the data set's {len(dataset.class_names)} classes, found "
-            f"{len(shards.class_names)} others in {shards.folder}."
+            f"{len(labels.class_names)} others in {labels.folder}."
         )
-    have = set(shards.ids)
-    unknown = sorted(have - dataset.by_id.keys())
+    have = set(labels.ids)
+    unknown = sorted(have - dataset.by_id.keys() - without.keys())
     if unknown:
         raise WsssError(
             f"Expected label shards of images of this data set, found {listing(unknown)}.",
             "Give the --data-root and --split that the shards were made from.",
         )
-    return dataset.subset(lambda n, item: item.id in have, dataset.split)
+    kept = have - without.keys()
+    return dataset.subset(lambda n, item: item.id in kept, dataset.split)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsssfast.errors import WsssError
 from wsssfast.torchrun import torchrun_slot, torchrun_worker
@@ -64,6 +64,12 @@ class Workers:
         if self.world > 1:
             dist.all_reduce(values)
         return values / self.world
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every worker the first one's statistics of batch normalisation, which it saves."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
 
     def gather(self, value: Any) -> list[Any]:
         """Every worker's value, in the order of ranks, on every worker."""

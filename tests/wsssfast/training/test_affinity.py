@@ -18,8 +18,9 @@ from wsssfast.models.checkpoint import load_affinity, load_model
 from wsssfast.shards import CamShards
 from wsssfast.shards.label_shards import LabelShards
 from wsssfast.training.affinity import affinity_loss, crop
-from wsssfast.training.affinity_run import CELLS, from_classifier, label_cells, train_affinity
+from wsssfast.training.affinity_run import CELLS, label_cells, train_affinity
 from wsssfast.training.options import AffinityOptions, RunOptions
+from wsssfast.training.starts import from_classifier
 
 NAMES = ("cat", "cow", "dog")
 CONFIG = AffinityConfig(NAMES, "vit", tiny_config(NAMES))
@@ -112,7 +113,7 @@ def test_a_trunk_starts_from_a_classifier(made, tmp_path):
     config = AffinityConfig(dataset.class_names, "vit", classifier.config)
     options = AffinityOptions(**{**vars(OPTIONS), "rate": 1e-9, "epochs": 1})
     net, _ = train_affinity(
-        dataset, cells, config, options, tmp_path, run=ALONE, start=from_classifier(classifier)
+        dataset, cells, config, options, tmp_path, run=ALONE, start=from_classifier(classifier)[1]
     )
     wanted = classifier.blocks[0].attn.qkv.weight
     assert torch.allclose(net.trunk.vit.blocks[0].attn.qkv.weight, wanted, atol=1e-5)

@@ -1,0 +1,129 @@
+"""`wsssfast train-seg`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsssfast.cli.fields import field_options, pick_fields
+from wsssfast.cli.network_options import given_labels, open_images
+from wsssfast.cli.options import (
+    FILE,
+    config_option,
+    dataset_options,
+    device_option,
+    finish,
+    json_option,
+    pick_device,
+    recipe_option,
+    resume_options,
+)
+from wsssfast.cli.training import progress, tell
+from wsssfast.errors import WsssError
+from wsssfast.training.options import RunOptions, SegmenterOptions
+
+
+@click.command()
+@click.option("--label-shards", type=FILE, help="Folder of the label shards to learn from.")
+@click.option(
+    "--true-masks",
+    is_flag=True,
+    help="Learn from the data set's own masks instead: what full supervision would have.",
+)
+@dataset_options
+@click.option("--val-split", help="Split whose masks score each epoch; never trained on.")
+@click.option("--out", type=FILE, required=True, help="Folder of the run.")
+@click.option(
+    "--trunk",
+    default="vit",
+    show_default=True,
+    help="vit: a classifier's network with a linear decoder; resnet38: DeepLabV1; or a "
+    "convolutional network of timm (resnet50): DeepLabV3+.",
+)
+@click.option(
+    "--pretrained",
+    metavar="FILE|timm|none",
+    help="Weights to start from: of vit the classifier's checkpoint, of resnet38 a published file, "
+    "of timm's a file or, by default, a download.",
+)
+@field_options(SegmenterOptions)
+@field_options(RunOptions)
+@device_option
+@resume_options
+@recipe_option("segmenter")
+@json_option
+@config_option
+def train_seg(
+    label_shards: Path | None,
+    true_masks: bool,
+    kind: str,
+    root: Path | None,
+    split: str | None,
+    labels: Path | None,
+    val_split: str | None,
+    out: Path,
+    trunk: str,
+    pretrained: str | None,
+    device: str,
+    resume: bool,
+    overwrite: bool,
+    recipe: str | None,
+    json_path: str | None,
+    **fields: Any,
+) -> None:
+    """Train a segmenter on the masks of label shards.
+
+    Images without a label are left out, 255 is ignored; image labels are not used (--labels none
+    needs none). Leaves last.safetensors and, with --val-split, best.safetensors: the epoch that
+    scores best on its masks, which should not be what is reported. Interrupted, the same command
+    goes on exactly where it stopped. Several GPUs:
+    torchrun --nproc-per-node 8 -m wsssfast train-seg …
+
+    \b
+    Example:
+      wsssfast train-seg --label-shards labels --dataset voc --data-root VOCdevkit/VOC2012 \\
+          --split train_aug --val-split val --pretrained run/last.safetensors --out seg
+      wsssfast train-seg --label-shards labels --dataset voc --data-root VOCdevkit/VOC2012 \\
+          --split train_aug --recipe deeplabv3plus --out seg
+    """  # fmt: skip
+    options = SegmenterOptions(**pick_fields(SegmenterOptions, fields))
+    run = RunOptions(**pick_fields(RunOptions, fields))
+    from wsssfast.data import open_dataset
+    from wsssfast.models.segmenter import SegmenterConfig
+    from wsssfast.shards import LabelShards
+    from wsssfast.training.fit import fit
+    from wsssfast.training.folder import open_run
+    from wsssfast.training.segmenter import TrueMasks, segmenter_task, with_labels
+    from wsssfast.training.starts import start_of
+    from wsssfast.training.workers import join_workers
+
+    if (label_shards is None) is not true_masks:
+        raise WsssError(
+            f"Expected --label-shards or --true-masks, found {'both' if true_masks else 'neither'}."
+        )
+    shards = LabelShards(label_shards) if label_shards else None
+    if shards:
+        dataset = open_images(kind, root, split, labels, shards.class_names)
+    else:
+        dataset = open_dataset(kind, root, split, labels)
+    held_out = open_dataset(kind, root, val_split, given_labels(labels)) if val_split else None
+    masks = shards or TrueMasks(dataset)
+    dataset = with_labels(dataset, masks, held_out)
+    about, start = start_of(trunk, pretrained)
+    config = SegmenterConfig(dataset.class_names, **about)
+    settings = {
+        **click.get_current_context().params,
+        "dataset": dataset.name, "split": dataset.split,
+    }  # fmt: skip
+    with join_workers(pick_device(device)) as workers:
+        _, task = segmenter_task(dataset, masks, config, options, workers, start, held_out)
+        workers.first_does(
+            lambda: open_run(out, dataset, held_out, settings, resume=resume, overwrite=overwrite)
+        )
+        with progress("train-seg", workers.first) as report:
+            done = fit(task, options, out, run=run, workers=workers, report=report)
+        if not workers.first:
+            return
+    done.failed = {**(shards.failed if shards else {}), **done.failed}
+    tell(out, done, json_path)
+    finish(done.failed, shards.missing_names if shards else (), label_shards)
