@@ -30,7 +30,9 @@ BUDGET = 1e-6  # of scores in [0, 1]: float32 pooling and interpolation
 def tiny_net(seed=0, boundary=False):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AffinityNet(AffinityConfig(NAMES, "vit", tiny_config(NAMES), boundary)).eval()
+        return AffinityNet(
+            AffinityConfig(NAMES, "vit", tiny_config(NAMES), boundary=boundary)
+        ).eval()
 
 
 def random_cam(height, width, count=2):
