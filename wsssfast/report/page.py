@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from wsssfast.report import charts
 from wsssfast.report.colours import HEAT, css
 
+MOST_LISTED = 50  # inputs that could not be read
 _TEMPLATES = Path(__file__).parent / "templates"
 
 

@@ -11,7 +11,7 @@ from wsssfast.data.dataset import Dataset
 from wsssfast.errors import BadFile
 from wsssfast.evaluate.segmentation import ImageScore, Predicted
 from wsssfast.files import publish
-from wsssfast.report.page import environment
+from wsssfast.report.page import MOST_LISTED, environment
 from wsssfast.report.pictures import Picture, legend, mask_picture, thumbnail
 
 _MOST_CONFUSED = 12  # pairs of classes
@@ -75,6 +75,7 @@ def write_segmentation_report(
         confused=_confused(scores),
         shown=shown,
         failed=list(failed.items()),
+        most_listed=MOST_LISTED,
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     publish(out, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -19,7 +19,7 @@ from wsssfast.report.choose import MOST_RANKED, choose, require_ids
 from wsssfast.report.facts import option_facts, run_facts
 from wsssfast.report.gallery import MOST_CLASSES, Sources, exhibit
 from wsssfast.report.labels import before_refinement, label_scores
-from wsssfast.report.page import render
+from wsssfast.report.page import MOST_LISTED, render
 from wsssfast.report.scores import (
     BASELINE,
     PUBLISHED,
@@ -31,8 +31,6 @@ from wsssfast.report.scores import (
 from wsssfast.report.training import training_charts
 from wsssfast.shards.label_shards import LabelShards
 from wsssfast.shards.reader import CamShards
-
-_MOST_LISTED = 50  # inputs that could not be read
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ def write_report(
         most_classes=MOST_CLASSES,
         training=training_curves,
         failed=list(failed.items()),
-        most_listed=_MOST_LISTED,
+        most_listed=MOST_LISTED,
     )
     publish(out, lambda partial: partial.write_text(text, encoding="utf-8"))
     shown = tuple(found.choice.id for found in exhibits)
