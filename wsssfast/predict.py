@@ -24,7 +24,7 @@ from wsssfast.makers import (
     sharing,
     write_records,
 )
-from wsssfast.memory import CRF_BYTES, NETWORK_BYTES, usable_memory
+from wsssfast.memory import CRF_BYTES, usable_memory
 from wsssfast.models.checkpoint import load_again, load_segmenter, weights_hash
 from wsssfast.pace import Watch
 from wsssfast.precision import Precision, autocast
@@ -76,6 +76,7 @@ class MaskMaker:
         device: where network and CRF run.
         backend: of the CRF.
         share: how many such makers the machine's memory is for.
+        pixel_bytes: memory that the network takes for a pixel that it sees.
         workers_option: that sets the number of processes.
     """
 
@@ -86,6 +87,7 @@ class MaskMaker:
     device: str = "cpu"
     backend: CrfBackend = "auto"
     share: int = 1
+    pixel_bytes: int = 4000
     workers_option: str = "--workers"
 
     def __call__(self, batch: Sequence[Item]) -> list[Made]:
@@ -119,7 +121,10 @@ class MaskMaker:
         """
         height, width = self._size(item)
         if not self._fits(height * width):
-            raise BadFile(f"{width}x{height} pixels need more than half of the memory")
+            raise BadFile(
+                f"{width}x{height} pixels need more than half of the memory; smaller --scales, "
+                "--tile and fewer --workers take less"
+            )
         return np.array(self.dataset.load_image(item))
 
     def _record(self, item: Item, image: NDArray[np.uint8]) -> LabelRecord:
@@ -146,7 +151,7 @@ class MaskMaker:
         scores, segment = len(self.dataset.class_names) + 1, self.options.segment
         seen = pixels * max(1.0, *(scale**2 for scale in segment.scales))
         at_once = min(seen, segment.tile**2) if segment.tile else seen
-        needed = 4 * scores * (_COPIES * pixels + seen) + at_once * NETWORK_BYTES
+        needed = 4 * scores * (_COPIES * pixels + seen) + at_once * self.pixel_bytes
         if self.options.crf:
             needed += pixels * CRF_BYTES
         return needed <= usable_memory(torch.device(self.device)) // 2 // self.share
@@ -196,6 +201,7 @@ def predict(
     model = load_segmenter(checkpoint)
     require_classes(model, dataset)
     weights = weights_hash(model)
+    pixel_bytes = model.net.pixel_bytes
     del model
     who = {
         "format_version": FORMAT_VERSION,
@@ -211,7 +217,14 @@ def predict(
     }  # fmt: skip
     shards = shards_of(dataset, shard_size)
     maker = MaskMaker(
-        checkpoint, weights, dataset, options, device, backend, sharing(device, workers)
+        checkpoint,
+        weights,
+        dataset,
+        options,
+        device,
+        backend,
+        sharing(device, workers),
+        pixel_bytes,
     )
     begin = {"workers": workers, "config": config, "versions": versions("numpy", "h5py")}
     with (

@@ -118,7 +118,7 @@ def test_weights_that_change_meanwhile_are_refused(checkpoint, tmp_path):
 
 
 def test_what_does_not_fit_the_memory_is_listed(checkpoint, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("wsssfast.predict.usable_memory", lambda device: 10_000_000)
+    monkeypatch.setattr("wsssfast.predict.usable_memory", lambda device: 1_000_000)
     summary = predict(checkpoint, dataset, tmp_path / "out", PLAIN)
     assert {reason.partition(" pixels")[0] for reason in summary.failed.values()} == {
         "40x32", "33x47", "64x24"

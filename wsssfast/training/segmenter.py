@@ -205,7 +205,7 @@ def segmenter_task(
             f"Expected masks of the images that are held out ({held_out.split}), found none.",
             "They are needed to score; leave --val-split out.",
         )
-    dataset = with_labels(dataset, labels, held_out)
+    dataset = with_labels(dataset, labels, held_out).unlabelled()  # what changes nothing
     readable(dataset, 0)  # at least one image, before any process is started
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
