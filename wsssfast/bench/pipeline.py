@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wsssfast.errors import WsssError
 from wsssfast.precision import Precision, autocast
+
+if TYPE_CHECKING:
+    from wsssfast.models.classifier import ClassifierConfig
 
 STAGES = (
     "train", "export-cams", "export-labels crf", "train-affinity", "export-labels affinity",
@@ -218,39 +221,38 @@ def _require_networks(options: PriceOptions) -> None:
     Raises:
         WsssError: an unknown backbone or trunk.
     """
+    from wsssfast.models.classifier import ClassTokenViT
+
     with torch.device("meta"):
         if any(stage in options.stages for stage in ("train", "export-cams")):
-            _network_of(options)
+            ClassTokenViT(_config(options))
         if any("affinity" in stage for stage in options.stages):
             _affinity_net(replace(options, device="meta"))
         if any(stage in options.stages for stage in ("train-seg", "predict")):
             _segmenter(replace(options, device="meta"))
 
 
-def _network_of(options: PriceOptions) -> nn.Module:
-    from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
-
-    return ClassTokenViT(ClassifierConfig.for_backbone(options.arch, _names(options), 224))
-
-
 def _names(options: PriceOptions) -> tuple[str, ...]:
     return tuple(f"class{n}" for n in range(options.classes))
 
 
-def _classifier(options: PriceOptions) -> Any:
-    from wsssfast.bench.forward import random_model
+def _config(options: PriceOptions) -> "ClassifierConfig":
     from wsssfast.models.classifier import ClassifierConfig
 
-    config = ClassifierConfig.for_backbone(options.arch, _names(options), 224)
-    return random_model(config).to(options.device)
+    return ClassifierConfig.for_backbone(options.arch, _names(options), 224)
+
+
+def _classifier(options: PriceOptions) -> Any:
+    from wsssfast.bench.forward import random_model
+
+    return random_model(_config(options)).to(options.device)
 
 
 def _trunk(options: PriceOptions) -> dict[str, Any]:
-    from wsssfast.models.classifier import ClassifierConfig
     from wsssfast.models.trunk import VIT
 
-    config = ClassifierConfig.for_backbone(options.arch, _names(options), 224)
-    return {"trunk": options.trunk, "vit": config if options.trunk == VIT else None}
+    vit = _config(options) if options.trunk == VIT else None
+    return {"trunk": options.trunk, "vit": vit}
 
 
 def _image(options: PriceOptions) -> Tensor:
