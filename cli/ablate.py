@@ -1,13 +1,13 @@
 """`wsssfast ablate`."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from wsssfast.cli.cam_options import cam_options, numbers
+from wsssfast.cli.network_options import pace_options
 from wsssfast.cli.options import (
     FILE,
     config_option,
@@ -16,45 +16,93 @@ from wsssfast.cli.options import (
     finish,
     json_option,
     pick_device,
-    progress,
+    resume_options,
+    shards_told,
     table,
+    worker_option,
+    writable_page,
     write_json,
 )
+from wsssfast.cli.watching import log_option, watching
 from wsssfast.errors import WsssError
+from wsssfast.torchrun import own_cores
 
 if TYPE_CHECKING:
-    from wsssfast.ablate import Setting
+    from wsssfast.ablation import Ablation
+
+F = TypeVar("F", bound=Callable[..., Any])
+_STAGES = "original,original+p2p,original+c2p,original+c2p+p2p,modulated,final"
+
+
+def _words(*known: str) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
+    """Callback of options that take some of several words, separated by commas."""
+
+    def split(ctx: click.Context, param: click.Parameter, text: str) -> tuple[str, ...]:
+        found = tuple(part.strip() for part in text.split(",") if part.strip())
+        if not found or not set(found) <= set(known):
+            raise WsssError(f"Expected {param.opts[0]} out of {', '.join(known)}, found {text!r}.")
+        return found
+
+    return split
+
+
+def _counts(ctx: click.Context, param: click.Parameter, text: str) -> tuple[int, ...]:
+    """Callback of options that take numbers of layers."""
+    found = numbers(ctx, param, text) if text.strip() else ()
+    if not all(layers >= 1 and layers == int(layers) for layers in found):
+        raise WsssError(f"Expected whole numbers of layers for {param.opts[0]}, found {text!r}.")
+    return tuple(int(layers) for layers in found)
+
+
+def _values(ctx: click.Context, param: click.Parameter, text: str) -> tuple[float, ...]:
+    """Callback of options that take numbers, or none at all."""
+    return numbers(ctx, param, text) if text.strip() else ()
+
+
+def _sets(ctx: click.Context, param: click.Parameter, text: str) -> tuple[tuple[float, ...], ...]:
+    """Callback of an option that takes lists of numbers, separated by semicolons."""
+    return tuple(numbers(ctx, param, part) for part in text.split(";") if part.strip())
+
+
+def _variations(command: F) -> F:
+    """What is varied."""
+    for option in reversed((
+        click.option("--stages", default=_STAGES, show_default=True,
+                     callback=_words(*_STAGES.split(",")), help="Stages (Tables 4 and 5)."),
+        click.option("--propagations", default="gather,scatter", show_default=True,
+                     callback=_words("gather", "scatter"), help="Orientations of Eq. 6."),
+        click.option("--rankings", default="attention,tokens", show_default=True,
+                     callback=_words("attention", "tokens"), help="What ranks related patches."),
+        click.option("--ratios", default="0.1,0.2,0.3,0.4,0.5", show_default=True,
+                     callback=_values, help="Shares of related patches (Fig. 5)."),
+        click.option("--alphas", default="0,0.6,0.8,1.0,1.2,1.4,1.6,1.8", show_default=True,
+                     callback=_values,
+                     help="Weights of the related mean (Table 3); 0 is MCTformer-V2."),
+        click.option("--grid", is_flag=True, help="Every ratio with every alpha."),
+        click.option("--c2p-ranges", default="1,3", show_default=True, callback=_counts,
+                     help="Numbers of last layers of the class-to-patch attention."),
+        click.option("--p2p-ranges", default="", callback=_counts,
+                     help="Numbers of last layers of the patch-to-patch attention; each takes "
+                     "another forward pass."),
+        click.option("--scale-sets", default="", callback=_sets,
+                     help="Lists of image scales, separated by semicolons."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
 
 
 @click.command()
 @dataset_options
 @click.option("--checkpoint", type=FILE, required=True, help="Trained classifier.")
-@click.option(
-    "--ratios",
-    default="0.1,0.2,0.3,0.4,0.5",
-    show_default=True,
-    callback=numbers,
-    help="Shares of related patches to try (Fig. 5).",
-)
-@click.option(
-    "--alphas",
-    default="0,0.6,0.8,1.0,1.2,1.4,1.6,1.8",
-    show_default=True,
-    callback=numbers,
-    help="Weights of the related mean to try (Table 3); 0 is MCTformer-V2.",
-)
-@click.option(
-    "--layers",
-    default="1,3",
-    show_default=True,
-    callback=numbers,
-    help="Last layers of the class-to-patch attention to try.",
-)
-@click.option("--grid", is_flag=True, help="Every ratio with every alpha, not one at a time.")
+@click.option("--out", type=FILE, required=True, help="Folder of the score shards.")
+@_variations
 @cam_options
 @device_option
-@click.option("--batch-size", default=8, show_default=True, help="Most images a forward pass.")
-@click.option("--decode-workers", default=2, show_default=True, help="Threads that decode images.")
+@pace_options
+@worker_option
+@resume_options
+@click.option("--report", type=FILE, callback=writable_page, help="Write an HTML page of it.")
+@log_option
 @json_option
 @config_option
 def ablate(
@@ -63,98 +111,92 @@ def ablate(
     split: str | None,
     labels: Path | None,
     checkpoint: Path,
+    out: Path,
+    stages: tuple[str, ...],
+    propagations: tuple[Any, ...],
+    rankings: tuple[Any, ...],
     ratios: tuple[float, ...],
     alphas: tuple[float, ...],
-    layers: tuple[float, ...],
     grid: bool,
+    c2p_ranges: tuple[int, ...],
+    p2p_ranges: tuple[int, ...],
+    scale_sets: tuple[tuple[float, ...], ...],
     device: str,
-    batch_size: int,
-    decode_workers: int,
+    batch_size: int | None,
+    decode_workers: int | None,
+    shard_size: int,
+    worker: tuple[int, int],
+    resume: bool,
+    overwrite: bool,
+    report: Path | None,
+    log: str | None,
     json_path: str | None,
     **method: Any,
 ) -> None:
-    """Score stages, orientations, rankings, ratios and alphas in one pass over the images.
+    """Score stages, orientations, rankings, ratios, alphas, layers and scales in one pass.
 
-    Each setting is scored at its own best background threshold of 0.00 to 0.59, which is tuned on
-    the masks that it is scored against. Nothing is stored but the scores.
+    Stages are combined with orientations and rankings; all else is varied for the last stage, one
+    option at a time, with the others as --ratio, --alpha and so on say. Each setting is scored at
+    its own best background threshold of 0.00 to 0.59, which is tuned on the masks that it is
+    scored against. Only counts are stored: the same command continues, and several workers may
+    share one --out.
 
     \b
     Example:
       wsssfast ablate --dataset voc --data-root VOCdevkit/VOC2012 --split train \\
-          --checkpoint classifier.safetensors --json ablation.json
+          --checkpoint classifier.safetensors --out ablation --report ablation.html
     """  # fmt: skip
-    from wsssfast.ablate import ablate as score
-    from wsssfast.ablate import settings_of
+    from wsssfast.ablation import ablate as score
+    from wsssfast.ablation import read_ablation, settings_of
     from wsssfast.cam_options import CamOptions
     from wsssfast.data import open_dataset
-    from wsssfast.export import require_classes
-    from wsssfast.models.checkpoint import load_model, weights_hash
+    from wsssfast.models.checkpoint import load_model
+    from wsssfast.report.ablation import write_ablation_report
+    from wsssfast.training.workers import own_device
 
-    base = CamOptions(**method)
-    for ratio in ratios:
-        CamOptions(ratio=ratio)
-    for alpha in alphas:
-        CamOptions(alpha=alpha)
-    if not all(layer >= 1 and layer == int(layer) for layer in layers):
-        raise WsssError(f"Expected whole numbers of layers, found {layers}.")
-    wanted = dict.fromkeys([base.c2p_layers, *map(int, layers)])
     model = load_model(checkpoint)
     without_head = () if model.head is not None else ("original", "original+p2p")
-    settings = [
-        setting
-        for setting in settings_of(
-            base, ratios=ratios, alphas=alphas, c2p_layers=tuple(wanted), grid=grid
-        )
-        if setting.stage not in without_head
-    ]
+    settings = settings_of(
+        CamOptions(**method),
+        stages=[stage for stage in stages if stage not in without_head],
+        propagations=propagations, related_by=rankings, ratios=ratios, alphas=alphas,
+        c2p_ranges=c2p_ranges, p2p_ranges=p2p_ranges, scale_sets=scale_sets, grid=grid,
+    )  # fmt: skip
     dataset = open_dataset(kind, root, split, labels)
-    require_classes(model, dataset)
-    model.to(pick_device(device))
-    with progress("ablate", len(dataset)) as advance:
-        scores, failed = score(
-            model, dataset, settings, base, batch_size=batch_size,
-            decode_workers=decode_workers, progress=advance,
+    model.to(own_device(pick_device(device)))
+    with watching("ablate", log) as watch:
+        summary = score(
+            model, dataset, out, settings, CamOptions(**method), shard_size=shard_size,
+            batch_size=batch_size, decode_workers=decode_workers or own_cores(), resume=resume,
+            overwrite=overwrite, worker=worker, watch=watch,
         )  # fmt: skip
-    rows = [{**asdict(setting), **scores[setting]} for setting in settings]
-    write_json(
-        {"settings": rows, "base": base.to_json(), "weights": weights_hash(model),
-         "dataset": dataset.name, "split": dataset.split, "unreadable": failed},
-        json_path,
-    )  # fmt: skip
+    if summary.others_shards:
+        click.echo(f"{shards_told(summary)} The last worker to end tells the scores.")
+        finish(summary.failed)
+        return
+    found = read_ablation(out)
+    write_json({**found.to_json(), "dataset": dataset.name, "split": dataset.split}, json_path)
+    if report:
+        write_ablation_report(report, found, f"wsssfast: ablation on {dataset.name}, split "
+                              f"{dataset.split}")  # fmt: skip
     if json_path != "-":
-        _tell(settings, scores, base.ratio, base.alpha)
-    finish(failed)
+        _tell(found)
+        if report:
+            click.echo(f"The page is at {report.resolve()}")
+    finish(found.failed)
 
 
-def _tell(
-    settings: "Sequence[Setting]",
-    scores: "dict[Setting, dict[str, Any]]",
-    ratio: float,
-    alpha: float,
-) -> None:
-    images = scores[settings[0]]["images"]
-    usual = [s for s in settings if s.ratio in (None, ratio) and s.alpha in (None, alpha)]
+def _tell(found: "Ablation") -> None:
+    from wsssfast.report.ablation import text_of
+
     table(
-        f"Stages over {images} images, ratio {ratio:g}, alpha {alpha:g}",
-        ["stage", "c2p layers", "propagation", "related by", "mIoU %", "threshold"],
+        f"{len(found.scores)} settings over {found.images} images",
+        ["stage", "scales", "c2p layers", "p2p layers", "propagation", "related by", "ratio",
+         "alpha", "mIoU %", "threshold"],
         [
-            [s.stage, _text(s.c2p_layers), _text(s.propagation), _text(s.related_by),
-             f"{100 * scores[s]['miou']:.2f}", f"{scores[s]['threshold']:.2f}"]
-            for s in usual
-        ],
-    )  # fmt: skip
-    others = [s for s in settings if s.stage == "final"]
-    table(
-        "Final-CAM by ratio and alpha",
-        ["ratio", "alpha", "c2p layers", "propagation", "related by", "mIoU %", "threshold"],
-        [
-            [_text(s.ratio), _text(s.alpha), _text(s.c2p_layers), _text(s.propagation),
-             _text(s.related_by), f"{100 * scores[s]['miou']:.2f}", f"{scores[s]['threshold']:.2f}"]
-            for s in others
+            [*(text_of(value) for value in vars(setting).values()),
+             f"{100 * score['miou']:.2f}", f"{score['threshold']:.2f}"]
+            for setting, score in found.scores.items()
         ],
     )  # fmt: skip
     click.echo("The thresholds were tuned on these masks.")
-
-
-def _text(value: object) -> str:
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -13,6 +13,7 @@ from wsssfast.cli.options import (
     json_option,
     progress,
     table,
+    writable_page,
     write_json,
 )
 
@@ -133,7 +134,8 @@ def labels(
 @click.argument("folder", type=FILE)
 @dataset_options
 @click.option("--classes", help="Names to take means over, by commas, with the background; all.")
-@click.option("--report", type=FILE, help="Write an HTML page with the best and the worst images.")
+@click.option("--report", type=FILE, callback=writable_page,
+              help="Write an HTML page with the best and the worst images.")  # fmt: skip
 @click.option("--images", type=click.IntRange(0, 200), default=12, show_default=True,
               help="How many images that page shows.")  # fmt: skip
 @json_option

@@ -25,10 +25,16 @@ def _batch_size(ctx: click.Context, param: click.Parameter, text: str) -> int | 
 
 def network_options(command: F) -> F:
     """--predict-above, --batch-size, --decode-workers and --shard-size."""
+    option = click.option(
+        "--predict-above", default=0.5, show_default=True,
+        help="With --labels predicted: the classifier's score above which a class is present.",
+    )  # fmt: skip
+    return option(pace_options(command))
+
+
+def pace_options(command: F) -> F:
+    """--batch-size, --decode-workers and --shard-size."""
     for option in reversed((
-        click.option("--predict-above", default=0.5, show_default=True,
-                     help="With --labels predicted: the classifier's score above which a class is "
-                     "present."),
         click.option("--batch-size", metavar="N|auto", default="auto", show_default=True,
                      callback=_batch_size,
                      help="Most images a forward pass; auto takes what is fast and fits."),

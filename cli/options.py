@@ -38,7 +38,8 @@ def dataset_options(command: F) -> F:
 
 
 _LISTS = (  # options of text with commas, which a TOML file may give as a list
-    "scales", "stage", "ratios", "alphas", "layers", "background", "background_exponent", "what",
+    "scales", "stage", "stages", "propagations", "rankings", "ratios", "alphas", "c2p_ranges",
+    "p2p_ranges", "background", "background_exponent", "what",
     "sizes", "batches", "precisions", "batch_size",
 )  # fmt: skip
 
@@ -131,6 +132,16 @@ def writable_file(ctx: click.Context, param: click.Parameter, path: str | None) 
         place = Path(path) if Path(path).exists() else folder
         if not folder.is_dir() or not os.access(place, os.W_OK) or Path(path).is_dir():
             raise WsssError(f"Expected to write {path}: {folder} is no writable folder for it.")
+    return path
+
+
+def writable_page(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    """Like `writable_file`, for a page whose folder is made."""
+    if path is not None:
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        fits = there.is_file() if there == path else there.is_dir()
+        if not fits or not os.access(there, os.W_OK):
+            raise WsssError(f"Expected to write {path}: {there} is no writable folder for it.")
     return path
 
 

@@ -13,6 +13,7 @@ from wsssfast.cli.options import (
     json_option,
     pick_device,
     progress,
+    writable_page,
     write_json,
 )
 
@@ -26,7 +27,8 @@ from wsssfast.cli.options import (
 )
 @click.option("--label-shards", type=FILE, help="Folder of label shards: shows their masks.")
 @click.option("--training", type=FILE, help="Folder of the training run: shows its curves.")
-@click.option("--out", type=FILE, default=Path("report.html"), show_default=True, help="HTML file.")
+@click.option("--out", type=FILE, default=Path("report.html"), show_default=True,
+              callback=writable_page, help="HTML file.")  # fmt: skip
 @click.option(
     "--images",
     type=click.IntRange(0, 200),

@@ -31,7 +31,8 @@ class BatchMaps:
 
     Attributes:
         labels: per image the classes of its maps.
-        maps: per scale stage -> [n, K, h, w] on the host; K is the longest list of labels.
+        maps: per scale stage -> [n, K, h, w] on the host; K is the longest list of labels. A stage
+            may be absent at some of the scales.
         arrive: waits until they are there.
         affinities: float32 [n, 34, h, w] of the first scale, on the host; None where not asked for.
     """
@@ -47,8 +48,12 @@ class BatchMaps:
             wait()
         return [
             {
-                stage: [maps[stage][n, : len(classes)].numpy().copy() for maps in self.maps]
-                for stage in self.maps[0]
+                stage: [
+                    maps[stage][n, : len(classes)].numpy().copy()
+                    for maps in self.maps
+                    if stage in maps
+                ]
+                for stage in dict.fromkeys(stage for maps in self.maps for stage in maps)
             }
             for n, classes in enumerate(self.labels)
         ]
@@ -91,7 +96,7 @@ def batch_maps(
         found = _refine(captured, len(pixels), options, backend)
         if affinity and not maps:
             found[_NEAR] = near_affinities(captured, len(pixels))
-        host, wait = _to_host(found)
+        host, wait = to_host(found)
         near = host.pop(_NEAR, near)
         maps.append(host)
         arrive.append(wait)
@@ -240,7 +245,7 @@ def _to_device(images: Sequence[NDArray[np.uint8]], device: torch.device) -> Ten
     return pixels.to(device, non_blocking=True)
 
 
-def _to_host(maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
+def to_host(maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
     """Maps on the host, and what waits until they are there."""
     device = next(iter(maps.values())).device
     if device.type != "cuda":

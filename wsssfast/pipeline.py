@@ -14,7 +14,7 @@ from threading import Event
 import torch
 
 from wsssfast.cam_options import CamOptions
-from wsssfast.compute import BatchMaps, Pixels, batch_maps, prepare
+from wsssfast.compute import BatchMaps, Labels, Pixels, batch_maps, prepare
 from wsssfast.data.dataset import Dataset, Item
 from wsssfast.errors import BadFile, WsssError
 from wsssfast.lanes import lanes
@@ -26,6 +26,7 @@ from wsssfast.shards.writer import CamRecord, Grid
 
 _MOST_IN_VAIN = 3
 NO_CAM = "no CAM: "  # begins the reason of an image that was read but has none
+Compute = Callable[[Sequence[Pixels], Sequence[Labels]], BatchMaps]
 
 
 @dataclass
@@ -58,6 +59,7 @@ def compute_shards(
     affinity: bool = False,
     overlap: bool = True,
     stop: Event | None = None,
+    compute: Compute | None = None,
 ) -> None:
     """Compute the CAMs of shards and hand each complete one to `write`, in another thread.
 
@@ -68,7 +70,7 @@ def compute_shards(
         model: in evaluation mode, on the device to use.
         dataset: that the items belong to.
         shards: number and items of each; asked for as late as possible.
-        options: what to compute.
+        options: what to compute; of other maps, the scales and layers that bound their memory.
         write: called with one complete shard at a time; what it raises is raised here.
         batch_size: most images in a forward pass; None chooses by size, model and device.
         decode_workers: decoding threads.
@@ -76,11 +78,17 @@ def compute_shards(
         affinity: whether affinities of near patches are wanted too.
         overlap: whether the next shard is computed while `write` is at work.
         stop: set where the run ends early, for a `write` that takes long.
+        compute: from pixels and labels of a batch to maps; None: the CAMs of `options`.
 
     Raises:
         WsssError: there is no memory even for single images; or what `write` raises.
     """
     sizes = _BatchSizes(model, options, batch_size, pace)
+
+    def cams(pixels: Sequence[Pixels], labels: Sequence[Labels]) -> BatchMaps:
+        return batch_maps(model, pixels, labels, options, affinity=affinity)
+
+    device = next(model.parameters()).device
     writing: Future[None] | None = None
     with (
         ThreadPoolExecutor(1, "write") as writer,
@@ -90,7 +98,7 @@ def compute_shards(
         ) as batches,
     ):  # fmt: skip
         try:
-            launched = _launched(model, batches, options, sizes, pace, affinity)
+            launched = _launched(device, batches, compute or cams, sizes, pace)
             for work in _collected(launched, pace):
                 if writing and overlap:
                     with pace.waiting("write"):
@@ -157,12 +165,11 @@ _Launched = tuple[Batch[Pixels], BatchMaps | None]  # None: nothing to wait for
 
 
 def _launched(
-    model: ClassTokenViT,
+    device: torch.device,
     batches: Iterator[Batch[Pixels]],
-    options: CamOptions,
+    compute: Compute,
     sizes: _BatchSizes,
     pace: Pace,
-    affinity: bool,
 ) -> Iterator[_Launched]:
     """Batches whose computation has begun, with others begun after them."""
     begun: deque[tuple[Future[list[_Launched]], float]] = deque()
@@ -171,7 +178,7 @@ def _launched(
         with pace.waiting("device"):
             return begun.popleft()[0].result()
 
-    with lanes(next(model.parameters()).device) as (submit, ahead):
+    with lanes(device) as (submit, ahead):
         while True:
             with pace.waiting("decode"):
                 batch = next(batches, None)
@@ -181,24 +188,18 @@ def _launched(
             while begun and (len(begun) == ahead or share + sum(taken for _, taken in begun) > 1):
                 yield from oldest()
             with pace.waiting("device"):
-                begun.append((submit(_parts, model, batch, options, sizes, affinity), share))
+                begun.append((submit(_parts, batch, compute, sizes), share))
         while begun:
             yield from oldest()
 
 
-def _parts(
-    model: ClassTokenViT,
-    batch: Batch[Pixels],
-    options: CamOptions,
-    sizes: _BatchSizes,
-    affinity: bool,
-) -> list[_Launched]:
+def _parts(batch: Batch[Pixels], compute: Compute, sizes: _BatchSizes) -> list[_Launched]:
     """A batch with its maps, as several where there is not enough memory for all at once."""
     if batch.error or not batch.items:
         return [(batch, None)]
     try:
         labels = [item.labels for item in batch.items]
-        maps = batch_maps(model, batch.pixels, labels, options, affinity=affinity)
+        maps = compute(batch.pixels, labels)
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
@@ -212,9 +213,7 @@ def _parts(
     if len(batch.items) == 1:
         reason = f"not enough memory for {batch.size[0]}x{batch.size[1]} pixels"
         return [(Batch(batch.shard, batch.items, error=reason), None)]
-    return [
-        part for half in batch.halves() for part in _parts(model, half, options, sizes, affinity)
-    ]
+    return [part for half in batch.halves() for part in _parts(half, compute, sizes)]
 
 
 def _collected(launched: Iterator[_Launched], pace: Pace) -> Iterator[ShardWork]:

@@ -64,8 +64,8 @@ def test_counts_stay_exact_beyond_32_bits():
     scorer = CamScorer(("a",))
     maps, mask = np.full((1, 2, 2), 0.5, np.float32), np.array([[0, 1], [1, 255]], np.uint8)
     scorer.add(np.array([0]), maps, mask)
-    scorer._truth *= 1 << 40
-    scorer._seen *= 1 << 40
+    scorer.truth *= 1 << 40
+    scorer.seen *= 1 << 40
     t, p, tp = scorer.counts(0)
     assert (t.tolist(), p.tolist(), tp.tolist()) == ([1 << 40, 2 << 40], [0, 3 << 40], [0, 2 << 40])
 

@@ -59,6 +59,12 @@ class CamScorer:
     Args:
         class_names: the C foreground classes.
         thresholds: ascending background scores in [0, 1] to sweep, at least 1/2048 apart.
+
+    Attributes:
+        truth: int64 [C + 1], counted pixels of each class in the masks, background first.
+        seen: int64 [3, C, levels], pixels per class and number of thresholds passed: predicted, of
+            these right, of these background.
+        images: how many were counted.
     """
 
     def __init__(
@@ -74,9 +80,8 @@ class CamScorer:
         if (np.diff(cuts) < 2 / _BINS).any():
             raise ValueError(f"expected thresholds at least {2 / _BINS} apart")
         classes, levels = len(class_names), len(thresholds) + 1
-        self._truth = np.zeros(classes + 1, np.int64)
-        # per class and number of thresholds passed: predicted, of these right, of these background
-        self._seen = np.zeros((3, classes, levels), np.int64)
+        self.truth = np.zeros(classes + 1, np.int64)
+        self.seen = np.zeros((3, classes, levels), np.int64)
         self.images = 0
 
     def add(self, labels: NDArray[np.int64], maps: NDArray[np.float32], mask: Mask) -> None:
@@ -108,7 +113,7 @@ class CamScorer:
                 f"Expected a mask of the image's size {list(maps.shape[1:])}, found "
                 f"{list(truth.size)} (height, width)."
             )
-        self._truth += truth.totals
+        self.truth += truth.totals
         self.images += 1
         count = len(truth.labels)
         if count == 0:
@@ -119,7 +124,7 @@ class CamScorer:
             higher = flat[k] > value
             slot[higher] = k
             value = np.maximum(value, flat[k])
-        levels, codes = self._seen.shape[2], count + 3
+        levels, codes = self.seen.shape[2], count + 3
         bins = (value * np.float32(_BINS)).astype(np.int64)
         # a threshold is passed when it is below the value: ties go to background
         slot *= levels
@@ -129,17 +134,17 @@ class CamScorer:
         slot += truth.codes
         found = np.bincount(slot, minlength=count * levels * codes).reshape(count, levels, codes)
         own = np.arange(count)
-        self._seen[0, truth.labels] += found[:, :, : count + 2].sum(-1)
-        self._seen[1, truth.labels] += found[own, :, own]
-        self._seen[2, truth.labels] += found[:, :, count]
+        self.seen[0, truth.labels] += found[:, :, : count + 2].sum(-1)
+        self.seen[1, truth.labels] += found[own, :, own]
+        self.seen[2, truth.labels] += found[:, :, count]
 
     def counts(self, threshold_index: int) -> tuple[Counts, Counts, Counts]:
         """T (truth), P (predicted) and TP per class, background first, at one threshold."""
-        predicted, right, background = self._seen[:, :, threshold_index + 1 :].sum(-1)
-        total = self._truth.sum()
+        predicted, right, background = self.seen[:, :, threshold_index + 1 :].sum(-1)
+        total = self.truth.sum()
         p = np.concatenate([[total - predicted.sum()], predicted])
-        tp = np.concatenate([[self._truth[0] - background.sum()], right])
-        return self._truth, p, tp
+        tp = np.concatenate([[self.truth[0] - background.sum()], right])
+        return self.truth, p, tp
 
     def result(self) -> dict[str, Any]:
         """The sweep's scores as JSON-ready values; mIoU and rates are fractions."""

@@ -10,7 +10,7 @@ from wsssfast.errors import BadFile, WsssError, listing
 
 
 class Scored(Protocol):
-    """What masks are the truth of: shards of either kind, or a folder of predicted masks."""
+    """What masks are the truth of: shards, or a folder of predicted masks."""
 
     failed: dict[str, str]
 

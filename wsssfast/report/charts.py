@@ -70,8 +70,9 @@ def line_chart(
     series: Sequence[Series],
     *,
     whole: bool = False,
+    from_zero: bool = True,
 ) -> Chart:
-    """Lay out lines over axes that hold them all; the y axis starts at 0.
+    """Lay out lines over axes that hold them all.
 
     Args:
         title: see `Chart`.
@@ -80,18 +81,20 @@ def line_chart(
         y_label: see `Chart`.
         series: at least one.
         whole: whether only whole numbers are written at the x axis.
+        from_zero: whether the y axis starts at 0; else below the lowest point.
     """
     xs = [x for line in series for x, _ in line.points]
     x_ticks = ticks(min(xs), max(xs))
-    y_ticks = ticks(0.0, max(y for line in series for _, y in line.points))
+    ys = [y for line in series for _, y in line.points]
+    y_ticks = ticks(0.0 if from_zero else min(ys), max(ys))
     x_low, x_high = min(xs), max(xs)
-    y_high = y_ticks[-1]
+    y_low, y_high = y_ticks[0], y_ticks[-1]
 
     def x_place(x: float) -> str:
         return f"{LEFT + (RIGHT - LEFT) * (x - x_low) / ((x_high - x_low) or 1):.1f}"
 
     def y_place(y: float) -> str:
-        return f"{BOTTOM - (BOTTOM - TOP) * y / y_high:.1f}"
+        return f"{BOTTOM - (BOTTOM - TOP) * (y - y_low) / (y_high - y_low):.1f}"
 
     def drawn(line: Series) -> Line:
         path = " ".join(f"{x_place(x)},{y_place(y)}" for x, y in line.points)

@@ -19,8 +19,9 @@ MOST_SHARDS = 99_999  # that names of five digits can tell apart
 KINDS = {
     "cams": ("CAM shards", "wsssfast export-cams"),
     "labels": ("label shards", "wsssfast export-labels"),
+    "scores": ("score shards", "wsssfast ablate"),
 }
-_NAME = re.compile(r"(?P<kind>cams|labels)-(?P<index>\d{5})-of-(?P<count>\d{5})\.json")
+_NAME = re.compile(rf"(?P<kind>{'|'.join(KINDS)})-(?P<index>\d{{5}})-of-(?P<count>\d{{5}})\.json")
 
 _FIELDS: dict[str, type] = {
     "kind": str, "index": int, "count": int, "ids": list, "failed": dict, "identity": dict,
@@ -33,7 +34,7 @@ class Sidecar:
     """What a shard's JSON file says; its existence means that the shard is done.
 
     Attributes:
-        kind: "cams" or "labels".
+        kind: of `KINDS`.
         index: number of this shard, from 0.
         count: number of shards of the whole set.
         ids: images of the shard, in the order of the HDF5 file.
@@ -135,10 +136,10 @@ def kinds_in(folder: Path) -> list[str]:
 
 
 def kind_of(folder: Path) -> str:
-    """`cams` or `labels`: the one kind of shards that a folder holds.
+    """Of `KINDS`, the one kind of shards that a folder holds.
 
     Raises:
-        WsssError: no such folder, no shards in it, or shards of both kinds.
+        WsssError: no such folder, no shards in it, or shards of several kinds.
     """
     if not folder.is_dir():
         raise WsssError(f"Expected a folder of shards at {folder}, found none.")

@@ -1,4 +1,4 @@
-"""Read CAM shards by image id, and open shards of either kind."""
+"""Read CAM shards by image id, and open shards of any kind."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from wsssfast.errors import WsssError
 from wsssfast.shards.format import kind_of
 from wsssfast.shards.label_shards import LabelShards
 from wsssfast.shards.safe_h5 import get_dataset, open_h5, read_array
+from wsssfast.shards.score_shards import ScoreShards
 from wsssfast.shards.shard_file import Shard, lengths
 from wsssfast.shards.shard_set import ShardSet
 from wsssfast.threshold import threshold
@@ -163,11 +164,16 @@ def full_size(grids: list[Grid], size: tuple[int, int], epsilon: float) -> NDArr
     return kernels.full_size_cam([torch.from_numpy(g) for g in grids], size, epsilon).numpy()
 
 
-def open_shards(folder: str | Path) -> CamShards | LabelShards:
-    """Open a folder of shards of either kind.
+def open_shards(folder: str | Path) -> CamShards | LabelShards | ScoreShards:
+    """Open a folder of shards of any kind.
 
     Raises:
         WsssError: no shards there, or mixed or damaged ones.
     """
     folder = Path(folder)
-    return CamShards(folder) if kind_of(folder) == "cams" else LabelShards(folder)
+    return _READERS[kind_of(folder)](folder)
+
+
+_READERS: dict[str, type[CamShards | LabelShards | ScoreShards]] = {
+    reader.kind: reader for reader in (CamShards, LabelShards, ScoreShards)
+}

@@ -61,7 +61,7 @@ def done_shards(
 
     Args:
         out: folder of the shards.
-        kind: "cams" or "labels".
+        kind: of `KINDS`.
         identity: of the shards to come.
         resume: whether a folder that holds shards of this identity is continued.
         overwrite: discard the shards of this kind in `out` first.

@@ -99,7 +99,7 @@ def shard_run(
 
     Args:
         out: folder of the shards; made where absent.
-        kind: "cams" or "labels".
+        kind: of `KINDS`.
         identity: of the shards to come.
         shards: number -> images of each shard that is to be there at the end.
         count: of all shards, those included that cannot be made yet.

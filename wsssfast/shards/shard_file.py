@@ -1,4 +1,4 @@
-"""What the HDF5 files of both kinds have: ids, image sizes, image-level labels (docs/shards.md)."""
+"""What the HDF5 files of all kinds have: ids, image sizes, image-level labels (docs/shards.md)."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -71,7 +71,7 @@ def write_shard(
 
     Args:
         folder: an existing folder.
-        kind: "cams" or "labels".
+        kind: of `KINDS`.
         index: of the shard, from 0.
         count: of all shards.
         records: in the order to be stored.

@@ -1,4 +1,4 @@
-"""What the readers of both kinds of shards share: ids, identity, and the files' small arrays."""
+"""What the readers of all kinds of shards share: ids, identity, and the files' small arrays."""
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -28,7 +28,7 @@ class ShardSet(ABC, Generic[S]):
 
     Attributes:
         folder: where it lies.
-        kind: "cams" or "labels".
+        kind: of `KINDS`.
         ids: every stored image, sorted by shard.
         identity: the configuration that made the numbers.
         failed: id -> reason, of images that the export could not do.

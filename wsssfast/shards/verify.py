@@ -32,7 +32,7 @@ def verify_shards(folder: Path) -> Verdict:
     """Read every byte of every shard in a folder; any flipped one is found.
 
     Raises:
-        WsssError: no such folder, no shards in it, or shards of both kinds.
+        WsssError: no such folder, no shards in it, or shards of several kinds.
     """
     kind = kind_of(folder)
     verdict = Verdict()

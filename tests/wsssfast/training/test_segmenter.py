@@ -338,25 +338,6 @@ def test_odd_options_are_refused(changes, told):
 class TestNetworks:
     """The trunks beside the ViT, from random weights."""
 
-    def test_deeplabv1_has_the_published_layout(self):
-        """MCTformer's seg/network/resnet38_seg.py: stride 8, two convolutions of dilation 12."""
-        with torch.device("meta"):
-            model = Segmenter(SegmenterConfig(tuple("abcdefghijklmnopqrst"), "resnet38"))
-            grid = model.net(torch.empty(1, 3, 321, 321))
-        assert grid.shape == (1, 21, 41, 41)
-        head = {
-            name: tuple(tensor.shape)
-            for name, tensor in model.net.state_dict().items()
-            if name.startswith("fc8")
-        }
-        assert head == {
-            "fc8_seg_conv1.weight": (512, 4096, 3, 3), "fc8_seg_conv1.bias": (512,),
-            "fc8_seg_conv2.weight": (21, 512, 3, 3), "fc8_seg_conv2.bias": (21,),
-        }  # fmt: skip
-        assert model.net.fc8_seg_conv1.dilation == (12, 12)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        assert trained > 1.2e8
-
     @pytest.mark.parametrize("size", [(64, 64), (70, 33)])
     def test_deeplabv3plus_segments_any_size(self, size):
         with torch.random.fork_rng(devices=[]):

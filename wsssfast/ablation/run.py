@@ -1,0 +1,226 @@
+"""`ablate`: the counts of many settings into score shards, resumably; and their scores."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wsssfast.ablation.maps import setting_maps
+from wsssfast.ablation.settings import Setting
+from wsssfast.cam_options import CamOptions
+from wsssfast.compute import require_stages
+from wsssfast.data.dataset import Dataset
+from wsssfast.errors import BadFile, WsssError
+from wsssfast.evaluate import THRESHOLDS, CamScorer, Truth
+from wsssfast.export import now_usable, require_classes, require_positive, shards_of
+from wsssfast.models.checkpoint import weights_hash
+from wsssfast.models.classifier import ClassTokenViT
+from wsssfast.pace import Watch
+from wsssfast.pipeline import ShardWork, compute_shards
+from wsssfast.shards.format import DEFAULT_SHARD_SIZE, FORMAT_VERSION, Sidecar
+from wsssfast.shards.reader import full_size
+from wsssfast.shards.resume import ExportSummary
+from wsssfast.shards.run import shard_run
+from wsssfast.shards.score_shards import ScoredImage, ScoreShards, write_score_shard
+from wsssfast.shards.writer import CamRecord
+from wsssfast.torchrun import own_cores
+from wsssfast.versions import versions
+
+_TOGETHER = 16  # images whose truth is held while all settings are counted
+_MASK = "mask: "  # begins the reason of an image whose mask could not be used
+
+
+def ablate(
+    model: ClassTokenViT,
+    dataset: Dataset,
+    out: Path,
+    settings: Sequence[Setting],
+    base: CamOptions,
+    *,
+    thresholds: Sequence[float] = THRESHOLDS,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    batch_size: int | None = None,
+    decode_workers: int = 2,
+    resume: bool = True,
+    overwrite: bool = False,
+    worker: tuple[int, int] = (0, 1),
+    watch: Watch = lambda event, facts: None,
+) -> ExportSummary:
+    """Count every setting against a data set's masks; no maps are stored on the way.
+
+    Args:
+        model: in evaluation mode, on the device to use.
+        dataset: with masks; its image-level labels choose the classes. Images without a mask are
+            left out.
+        out: folder of the score shards; made where absent.
+        settings: what to score.
+        base: flip, precision and whatever a setting leaves open.
+        thresholds: background scores to sweep.
+        shard_size: images a shard.
+        batch_size: most images of equal size in one forward pass; by size and device where None.
+        decode_workers: decoding threads.
+        resume: whether a folder that holds shards of this configuration is continued.
+        overwrite: discard the score shards in `out` first; not with several workers.
+        worker: (i, n), this is the i-th of n that share the folder, from 0.
+        watch: told of what happens, as `Pace` tells: "begin", "images", "shard" and "end".
+
+    Raises:
+        WsssError: a stage that this model has not, other classes, `out` holds another
+            configuration, another run is writing there, or the disk is full.
+    """
+    require_classes(model, dataset)
+    require_stages(model, sorted({setting.stage for setting in settings}))
+    require_positive(batch_size, decode_workers)
+    depth = len(model.blocks)
+    epsilons = [s.options(base).epsilon(s.stage, depth) for s in settings]
+    wide = replace(
+        base,
+        scales=tuple(sorted({scale for setting in settings for scale in setting.scales})),
+        predict_above=None,
+    )
+    open_fields = ("flip", "precision", "include_self")
+    who = {
+        "format_version": FORMAT_VERSION,
+        "class_names": list(dataset.class_names),
+        "settings": [setting.to_json() for setting in settings],
+        "thresholds": list(thresholds),
+        **{key: getattr(base, key) for key in open_fields},
+        "weights": weights_hash(model),
+        "dataset": dataset.fingerprint,
+        "shard_size": shard_size,
+    }
+    config = {
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "labels": f"image-level labels of the data set ({dataset.label_source})",
+    }
+    packages = versions("numpy", "h5py")
+    about = {
+        "batch_size": batch_size or "auto", "decode_workers": decode_workers,
+        "device": str(next(model.parameters()).device), "settings": len(settings),
+        "config": config, "versions": packages,
+    }  # fmt: skip
+    shards = shards_of(dataset, shard_size)
+    with (
+        shard_run(
+            out, "scores", who, {n: len(items) for n, items in enumerate(shards)}, len(shards),
+            resume=resume, overwrite=overwrite, worker=worker, watch=watch, begin=about,
+        ) as run,
+        ThreadPoolExecutor(own_cores(), "score", torch.set_num_threads, (1,)) as pool,
+    ):  # fmt: skip
+
+        def current(index: int, finished: Sidecar) -> bool:
+            of_masks = {i for i, why in finished.failed.items() if why.startswith(_MASK)}
+            of_images = {i: w for i, w in finished.failed.items() if i not in of_masks}
+            mended = any(not isinstance(_truth(dataset, i), str) for i in of_masks)
+            return not mended and not now_usable(model, dataset, wide, of_images)
+
+        def write(work: ShardWork) -> None:
+            scorers = [CamScorer(dataset.class_names, thresholds) for _ in settings]
+            scored: list[ScoredImage] = []
+            failed = dict(work.failed)
+            for begin in range(0, len(work.records), _TOGETHER):
+                records = work.records[begin : begin + _TOGETHER]
+                found = [(record, _truth(dataset, record.id)) for record in records]
+                images = [(r, truth) for r, truth in found if isinstance(truth, Truth)]
+                failed |= {r.id: reason for r, reason in found if isinstance(reason, str)}
+                jobs = [(str(n), *job) for n, job in enumerate(zip(scorers, epsilons, strict=True))]
+                list(pool.map(partial(_count, images), jobs))
+                scored += [ScoredImage(r.id, r.image_size, r.labels) for r, _ in images]
+            run.write(work.index, lambda: write_score_shard(
+                out, work.index, len(shards), scored, scorers[0].truth,
+                np.stack([scorer.seen for scorer in scorers]),
+                failed=failed, identity=who, config=config, versions=packages,
+            ))  # fmt: skip
+
+        compute_shards(
+            model, dataset, ((n, shards[n]) for n in run.to_do(current)), wide, write,
+            batch_size=batch_size, decode_workers=decode_workers, pace=run.pace,
+            compute=lambda pixels, labels: setting_maps(model, pixels, labels, settings, wide),
+        )  # fmt: skip
+    return run.summary
+
+
+def _truth(dataset: Dataset, image_id: str) -> Truth | str | None:
+    """What the mask of an image says, why it cannot be used, or None where there is none."""
+    item = dataset.by_id[image_id]
+    try:
+        mask = dataset.load_mask(item)
+        if mask is None:
+            return None
+        width, height = dataset.image_size(item)
+        if mask.shape != (height, width):
+            return (
+                f"{_MASK}expected the image's size {width}x{height}, found "
+                f"{mask.shape[1]}x{mask.shape[0]}"
+            )
+        labels = np.array(item.labels, np.int64)
+        return Truth.of(mask, labels, len(dataset.class_names))
+    except (BadFile, WsssError) as error:
+        return f"{_MASK}{error}"
+
+
+def _count(images: Sequence[tuple[CamRecord, Truth]], job: tuple[str, CamScorer, float]) -> None:
+    """Count some images for one setting: no two threads add to the same counts."""
+    name, scorer, epsilon = job
+    for record, truth in images:
+        scorer.add_truth(truth, full_size(record.grids[name], record.image_size, epsilon))
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The scores of a finished run.
+
+    Attributes:
+        scores: setting -> result of `CamScorer`.
+        failed: id -> reason of images that could not be scored.
+        images: how many were.
+        identity: what made the scores.
+    """
+
+    scores: dict[Setting, dict[str, Any]]
+    failed: dict[str, str]
+    images: int
+    identity: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        rows = [{**setting.to_json(), **found} for setting, found in self.scores.items()]
+        named = ("weights", "flip", "precision", "include_self")
+        return {"settings": rows, **{key: self.identity[key] for key in named},
+                "images": self.images, "unreadable": self.failed}  # fmt: skip
+
+
+def read_ablation(folder: Path) -> Ablation:
+    """Add up the score shards of a folder.
+
+    Raises:
+        WsssError: no score shards there, missing or damaged ones, or not one image scored.
+    """
+    shards = ScoreShards(folder)
+    if shards.missing_shards:
+        raise WsssError(
+            f"Expected all score shards in {folder}, found {len(shards.missing_shards)} missing.",
+            "Run the same command again.",
+        )
+    if not shards.ids:
+        raise WsssError(
+            "Expected masks to score against, found none.", "Scoring needs a data set with masks."
+        )
+    truth, seen = shards.counts()
+    try:
+        settings = [Setting.from_json(told) for told in shards.identity["settings"]]
+        scorers = [CamScorer(shards.class_names, shards.identity["thresholds"]) for _ in settings]
+    except (TypeError, ValueError, KeyError) as error:
+        raise WsssError(
+            f"Expected settings and thresholds of an ablation in {folder}, found others: {error}."
+        ) from error
+    for scorer, counts in zip(scorers, seen, strict=True):
+        scorer.truth, scorer.seen, scorer.images = truth, counts, len(shards)
+    scores = {s: scorer.result() for s, scorer in zip(settings, scorers, strict=True)}
+    return Ablation(scores, shards.failed, len(shards), shards.identity)
