@@ -27,6 +27,7 @@ COMMANDS = {
     "verify": ("shards", "verify", "Check every byte of a folder of shards."),
     "report": ("report", "report", "One HTML file that shows what the pipeline did."),
     "bench": ("bench", "bench", "Time the kernels against PyTorch's own on this machine."),
+    "reproduce": ("reproduce", "reproduce", "The paper's whole pipeline on VOC or COCO."),
     "price": ("price", "price", "What every stage costs here: images/s, hours, memory."),
     "doctor": ("doctor", "doctor", "What this machine offers, and what will be used."),
 }

@@ -13,13 +13,36 @@ from wsssfast.cli.options import (
     json_option,
     pick_device,
     progress,
+    refuse,
     writable_page,
     write_json,
 )
+from wsssfast.errors import WsssError
+
+_OF_CAMS = (
+    "cams", "kind", "root", "split", "labels", "checkpoint", "scores", "label_shards", "training",
+    "images", "ids", "device", "json_path",
+)  # fmt: skip
+
+
+def _measured(
+    ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
+) -> dict[str, Path]:
+    """Callback of --measured: name -> file."""
+    found = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or not path or name in found:
+            raise WsssError(
+                f"Expected --measured NAME=FILE, each name once, found {text[:60]!r}.",
+                "Such as --measured ablation=ablation.json.",
+            )
+        found[name] = Path(path)
+    return found
 
 
 @click.command()
-@click.option("--cams", type=FILE, required=True, help="Folder of the CAM shards.")
+@click.option("--cams", type=FILE, help="Folder of the CAM shards.")
 @dataset_options
 @click.option("--checkpoint", type=FILE, help="Classifier of the shards: shows its attention.")
 @click.option(
@@ -37,11 +60,19 @@ from wsssfast.cli.options import (
     help="How many images to show: of the highest, middle and lowest IoU.",
 )
 @click.option("--ids", help="Ids of images to show instead, separated by commas.")
+@click.option(
+    "--paper", is_flag=True, help="Instead: every table of the paper beside what was measured here."
+)
+@click.option("--measured", multiple=True, metavar="NAME=FILE", callback=_measured,
+              help="With --paper: the --json file of a command. NAME is ablation, price, labels, "
+              "seg, baseline-seg or coco-seg; again for more.")  # fmt: skip
 @device_option
 @json_option
 @config_option
+@click.pass_context
 def report(
-    cams: Path,
+    ctx: click.Context,
+    cams: Path | None,
     kind: str,
     root: Path | None,
     split: str | None,
@@ -53,6 +84,8 @@ def report(
     out: Path,
     images: int,
     ids: str | None,
+    paper: bool,
+    measured: dict[str, Path],
     device: str,
     json_path: str | None,
 ) -> None:
@@ -65,7 +98,15 @@ def report(
     Example:
       wsssfast report --cams cams --dataset voc --data-root VOCdevkit/VOC2012 \\
           --checkpoint classifier.safetensors --out report.html
+      wsssfast report --paper --measured ablation=ablation.json --out paper.html
     """  # fmt: skip
+    if paper:
+        refuse(ctx, _OF_CAMS, "--cams, without --paper")
+        _write_paper(out, measured)
+        return
+    refuse(ctx, ["measured"], "--paper")
+    if cams is None:
+        raise WsssError("Expected the CAM shards to show, found none.", "Give --cams, or --paper.")
     from wsssfast.data import open_dataset
     from wsssfast.models.checkpoint import load_model
     from wsssfast.report import write_report
@@ -88,3 +129,10 @@ def report(
         click.echo(f"{len(summary.images)} images shown, {summary.bytes / 1e6:.2f} MB.")
         click.echo(f"The report is at {summary.path.resolve()}")
     finish(summary.failed)
+
+
+def _write_paper(out: Path, measured: dict[str, Path]) -> None:
+    from wsssfast.report.paper import read_measured, write_paper_report
+
+    write_paper_report(out, read_measured(measured))
+    click.echo(f"The page is at {out.resolve()}")
