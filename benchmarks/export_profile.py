@@ -22,7 +22,7 @@ from wsssfast.bench.report import machine
 from wsssfast.cam_options import CamOptions
 from wsssfast.export import export_cams
 from wsssfast.models.checkpoint import load_model
-from wsssfast.models.classifier import ClassifierConfig
+from wsssfast.models.classifier_config import ClassifierConfig
 
 KINDS = {  # of the table: operators by their own time
     "linear layers": ("addmm", "mm", "linear"),

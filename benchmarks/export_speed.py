@@ -34,7 +34,8 @@ from wsssfast.cam_options import CamOptions
 from wsssfast.data import Dataset, Item
 from wsssfast.export import export_cams
 from wsssfast.models.checkpoint import load_model
-from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
+from wsssfast.models.classifier import ClassTokenViT
+from wsssfast.models.classifier_config import ClassifierConfig
 from wsssfast.preprocess import resize, to_tensor
 
 

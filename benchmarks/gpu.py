@@ -63,7 +63,7 @@ def export(
     from wsssfast.cam_options import CamOptions
     from wsssfast.data import open_dataset
     from wsssfast.export import export_cams
-    from wsssfast.models.classifier import ClassifierConfig
+    from wsssfast.models.classifier_config import ClassifierConfig
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dataset = open_dataset(kind, data, split, labels)

@@ -20,7 +20,9 @@ from torch.utils.data import DataLoader
 
 from wsssfast.bench.arguments import data_arguments, opened
 from wsssfast.data import Dataset
-from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT, classifier_loss
+from wsssfast.models.classifier import ClassTokenViT
+from wsssfast.models.classifier_config import ClassifierConfig
+from wsssfast.models.losses import classifier_loss
 from wsssfast.training.classifier import train_classifier
 from wsssfast.training.options import ClassifierOptions, RunOptions
 from wsssfast.training.samples import ClassifierSamples, StepKeys, collate
@@ -40,7 +42,7 @@ def bare(dataset: Dataset, config: ClassifierConfig, options: ClassifierOptions,
     )
     seconds, start = [], time.perf_counter()
     for batch in loader:
-        loss = classifier_loss(*model(batch.image), batch.target)
+        loss = classifier_loss(model(batch.image), batch.target)
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

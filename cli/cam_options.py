@@ -54,6 +54,13 @@ def cam_options(command: F) -> F:
                 help="What ranks the related patches.",
             ),
             click.option(
+                "--fuse",
+                type=click.Choice(["product", "sqrt"]),
+                default="product",
+                show_default=True,
+                help="What joins CAM and attention: Eq. 5, or its root (MCTformer+).",
+            ),
+            click.option(
                 "--c2p-layers",
                 default=3,
                 show_default=True,

@@ -16,6 +16,7 @@ from wsssfast.cli.options import (
     finish,
     json_option,
     pick_device,
+    recipe_option,
     resume_options,
     shards_told,
     worker_option,
@@ -41,6 +42,7 @@ from wsssfast.torchrun import own_cores
 @worker_option
 @resume_options
 @log_option
+@recipe_option("cams")
 @json_option
 @config_option
 def export_cams(
@@ -60,6 +62,7 @@ def export_cams(
     resume: bool,
     overwrite: bool,
     log: str | None,
+    recipe: str | None,
     json_path: str | None,
     **method: Any,
 ) -> None:

@@ -140,6 +140,8 @@ def writable_page(ctx: click.Context, param: click.Parameter, path: Path | None)
     if path is not None:
         there = next(place for place in (path, *path.absolute().parents) if place.exists())
         fits = there.is_file() if there == path else there.is_dir()
+        if path.is_dir():
+            raise WsssError(f"Expected to write the file {path}, found a folder.")
         if not fits or not os.access(there, os.W_OK):
             raise WsssError(f"Expected to write {path}: {there} is no writable folder for it.")
     return path

@@ -50,6 +50,19 @@ from wsssfast.training.options import ClassifierOptions, RunOptions
     show_default=True,
     help="With the convolution over patch tokens, or without as MCTformer-V1.",
 )
+@click.option("--one-token", is_flag=True, help="One class token for all classes (TS-CAM).")
+@click.option(
+    "--patch-decay",
+    default=1.0,
+    show_default=True,
+    help="Patch logits: weight of the n-th highest score is its n-th power; 1: the mean; "
+    "MCTformer+: 0.996.",
+)
+@click.option(
+    "--split-positions", is_flag=True, help="Resize positions of patches as MCTformer+ does."
+)
+@click.option("--final-norm", is_flag=True, help="The backbone's last norm before the patch head.")
+@click.option("--adaptive-fusion", is_flag=True, help="Learn weights of layers and heads (WeakTr).")
 @field_options(ClassifierOptions)
 @field_options(RunOptions)
 @device_option
@@ -69,6 +82,11 @@ def train(
     pretrained: str,
     image_size: int,
     patch_head: bool,
+    one_token: bool,
+    patch_decay: float,
+    split_positions: bool,
+    final_norm: bool,
+    adaptive_fusion: bool,
     device: str,
     resume: bool,
     overwrite: bool,
@@ -93,7 +111,8 @@ def train(
     from wsssfast.data import open_dataset
     from wsssfast.data.dataset import hold_out
     from wsssfast.models.backbone import backbone_weights
-    from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
+    from wsssfast.models.classifier import ClassTokenViT
+    from wsssfast.models.classifier_config import ClassifierConfig
     from wsssfast.training.classifier import classifier_task
     from wsssfast.training.fit import fit
     from wsssfast.training.folder import open_run
@@ -109,7 +128,10 @@ def train(
     if holdout:
         dataset, held_out = hold_out(dataset, holdout)
     config = ClassifierConfig.for_backbone(arch, dataset.class_names, image_size)
-    config = replace(config, patch_head=patch_head)
+    config = replace(
+        config, patch_head=patch_head, one_token=one_token, patch_decay=patch_decay,
+        split_positions=split_positions, final_norm=final_norm, adaptive_fusion=adaptive_fusion,
+    )  # fmt: skip
     settings = {
         **click.get_current_context().params,
         "dataset": dataset.name, "split": dataset.split,

@@ -2,6 +2,7 @@
 
 from wsssfast.kernels.api import (
     STAGES,
+    Fuse,
     Propagation,
     full_size_cam,
     propagate,
@@ -19,6 +20,7 @@ __all__ = [
     "AttentionCapture",
     "Backend",
     "CrfBackend",
+    "Fuse",
     "Pairwise",
     "Propagation",
     "choose_crf",

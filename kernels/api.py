@@ -30,6 +30,7 @@ _STEPS = {  # stage -> what it starts from, and whether p2p propagates it
     "final": ("modulated", True),
 }
 Propagation = Literal["gather", "scatter"]
+Fuse = Literal["product", "sqrt"]
 
 
 def related_patches(
@@ -139,6 +140,7 @@ def refine(
     alpha: float = 1.2,
     include_self: bool = True,
     propagation: Propagation = "gather",
+    fuse: Fuse = "product",
     backend: Backend = "auto",
 ) -> dict[str, Tensor]:
     """Eqs. 3-6: the requested stages of the refinement from one capture of attention.
@@ -154,6 +156,7 @@ def refine(
         alpha: weight of the related mean, >= 0 (paper: 1.2; 0 is MCTformer-V2).
         include_self: whether a patch may be related to itself.
         propagation: "gather" or "scatter" (Eq. 6 as MCTformer computes it, or to the letter).
+        fuse: what joins CAM and c2p: their product (Eq. 5), or its root (MCTformer+).
         backend: see the module.
 
     Returns:
@@ -172,6 +175,8 @@ def refine(
     if unknown:
         raise ValueError(f"unknown stage {unknown[0]!r}; expected one of {', '.join(STAGES)}")
     _expect_propagation(propagation)
+    if fuse not in ("product", "sqrt"):
+        raise ValueError(f"expected fuse product or sqrt, received {fuse!r}")
     if not alpha >= 0:
         raise ValueError(f"expected alpha >= 0, received {alpha}")
     _expect_ratio(ratio)
@@ -190,6 +195,7 @@ def refine(
             alpha=alpha,
             include_self=include_self,
             propagation=propagation,
+            fuse=fuse,
         )
     operations = _operations(chosen, cam)
     kinds = {stage: _STEPS[stage] for stage in stages}
@@ -197,11 +203,10 @@ def refine(
     for kind, _ in kinds.values():
         if kind not in starts and kind == "modulated":
             count = reference.related_count(ratio, p2p.shape[-1])
-            starts[kind] = operations.modulated_cam(
-                cam, c2p, similarity, count, alpha, include_self
-            )
+            product = operations.modulated_cam(cam, c2p, similarity, count, alpha, include_self)
+            starts[kind] = product.sqrt_() if fuse == "sqrt" else product
         elif kind not in starts:
-            starts[kind] = reference.couple(cam, c2p) if kind == "c2p" else torch.relu(cam)
+            starts[kind] = reference.couple(cam, c2p, fuse) if kind == "c2p" else torch.relu(cam)
     moved = [kind for kind, propagated in kinds.values() if propagated]
     ends: dict[str, Tensor] = {}
     if moved:  # all in one pass over p2p

@@ -24,6 +24,7 @@ class AttentionCapture:
         c2p_layers: int = 3,
         p2p_layers: int = 12,
         backend: Backend = "auto",
+        weights: Tensor | None = None,
     ) -> None:
         """Prepare for one forward pass.
 
@@ -33,16 +34,22 @@ class AttentionCapture:
             c2p_layers: last layers to keep class-to-patch attention of; all where there are fewer.
             p2p_layers: last layers that the patch-to-patch attention averages; likewise.
             backend: auto, triton, eager or reference.
+            weights: [L, M] > 0, factors on the attention of each layer's heads in both means, whose
+                divisors stay as they are; ones where None.
 
         Raises:
-            ValueError: no layer in a range.
+            ValueError: no layer in a range, or weights of other layers.
         """
         if min(depth, c2p_layers, p2p_layers) < 1:
             raise ValueError(
                 f"expected at least one layer, received depth {depth}, c2p_layers {c2p_layers}, "
                 f"p2p_layers {p2p_layers}"
             )
-        self.classes, self.depth, self.backend = classes, depth, backend
+        if weights is not None and (weights.ndim != 2 or len(weights) != depth):
+            raise ValueError(
+                f"expected weights of {depth} layers [L, M], received {list(weights.shape)}"
+            )
+        self.classes, self.depth, self.backend, self.weights = classes, depth, backend, weights
         self.c2p_layers, self.p2p_layers = min(c2p_layers, depth), min(p2p_layers, depth)
         self._kept: Tensor | None = None  # [L, B, T, 2, M, d]
         self._views: dict[int, tuple[Tensor, Tensor]] = {}
@@ -147,6 +154,8 @@ class AttentionCapture:
             place.copy_(torch.stack([query, key], 2).permute(0, 3, 2, 1, 4))
         output: Tensor
         output, lse = operators.attend_with_lse(query, key, value, self._scale)
+        if self.weights is not None:  # exp(scores - lse) becomes as many times as large
+            lse = lse - self.weights[layer].to(lse.dtype).log()[:, None]
         self._lse.append(lse)
         return output
 
@@ -164,16 +173,18 @@ class AttentionCapture:
         c2p = self._c2p[self.c2p_layers - left] if left <= self.c2p_layers else None
         total = self._total if left <= self.p2p_layers else None
         share = 1 / self.p2p_layers
+        weights = None if self.weights is None else self.weights[layer].to(self._total.dtype)
         if not plain:
-            given = (query, key, value, self._scale, self.classes, share, total, c2p)
+            given = (query, key, value, self._scale, self.classes, share, total, c2p, weights)
             if torch.compiler.is_compiling():
                 compiled: Tensor = operators.attend_and_add(*given)
                 return compiled
             if self._block is None:
                 self._block = eager.attention_block(query)
-            return eager.attend_and_add(*given, self._block)
+            return eager.attend_and_add(*given, block=self._block)
         attention = reference.attention_probabilities(query, key, self._scale)
-        mean = attention.mean(1)
+        weighted = attention if weights is None else attention * weights[:, None, None]
+        mean = weighted.mean(1)
         if c2p is not None:
             c2p += mean[:, : self.classes, self.classes :]
         if total is not None:

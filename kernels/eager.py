@@ -25,6 +25,7 @@ def attend_and_add(
     share: float,
     total: Tensor | None,
     c2p: Tensor | None,
+    weights: Tensor | None = None,
     block: Tensor | None = None,
 ) -> Tensor:
     """Attention output; its head mean is added to running sums, in place.
@@ -42,6 +43,7 @@ def attend_and_add(
         share: factor on what is added to `total`, such as 1 / layers.
         total: [B, T, T] to add the head mean to, or None.
         c2p: [B, C, N] to write the head mean's class-to-patch block to, or None.
+        weights: [M] factors on the heads in both means; ones where None.
         block: where attention is computed, from `attention_block`; made anew where None.
 
     Returns:
@@ -53,7 +55,9 @@ def attend_and_add(
     rows = tokens if whole else ROW_BLOCK
     block = attention_block(query) if block is None else block
     work = block.dtype
-    weights = block.new_full((1, heads), share / heads)
+    row = block.new_full((1, heads), share / heads)
+    if weights is not None:
+        row *= weights
     if query.dtype != work:
         query, key, value = query.to(work), key.to(work), value.to(work)
     for image in range(batch):
@@ -74,9 +78,10 @@ def attend_and_add(
                 wanted.copy_(torch.bmm(attention, values))
             if total is not None:
                 sums = total[image, start:stop].view(1, -1)
-                torch.addmm(sums, weights, attention.view(heads, -1), out=sums)
+                torch.addmm(sums, row, attention.view(heads, -1), out=sums)
             if c2p is not None and start < classes:
-                mean = attention[:, : classes - start, classes:].mean(0)
+                part = attention[:, : classes - start, classes:]
+                mean = (part if weights is None else part * weights[:, None, None]).mean(0)
                 c2p[image, start : start + len(mean)] = mean
     return output.transpose(1, 2)
 

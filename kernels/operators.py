@@ -11,7 +11,7 @@ from wsssfast.kernels import eager
 _LIBRARY = torch.library.Library("wsssfast", "DEF")
 _SCHEMAS = (
     "attend_and_add(Tensor query, Tensor key, Tensor value, float scale, int classes, float share,"
-    " Tensor(a!)? total, Tensor(b!)? c2p) -> Tensor",
+    " Tensor(a!)? total, Tensor(b!)? c2p, Tensor? weights=None) -> Tensor",
     "attend_with_lse(Tensor query, Tensor key, Tensor value, float scale) -> (Tensor, Tensor)",
     "attention_mean(Tensor kept, Tensor lse, int classes, int c2p_layers, int p2p_layers,"
     " float scale) -> (Tensor, Tensor)",
@@ -90,7 +90,7 @@ def _propagate(cam: Tensor, p2p: Tensor, gather: bool) -> Tensor:
 
 
 @torch.library.register_fake("wsssfast::attend_and_add", lib=_LIBRARY)
-def _(query, key, value, scale, classes, share, total, c2p):
+def _(query, key, value, scale, classes, share, total, c2p, weights=None):
     batch, heads, tokens, width = value.shape
     return value.new_empty(batch, tokens, heads, width).transpose(1, 2)
 

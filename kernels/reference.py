@@ -112,9 +112,10 @@ def modulate(c2p: Tensor, related_means: Tensor, alpha: float = 1.2) -> Tensor:
     return c2p + alpha * related_means
 
 
-def couple(cam: Tensor, c2p: Tensor) -> Tensor:
-    """Eq. 5: relu(Original-CAM) * c2p elementwise ([M] applies the relu)."""
-    return torch.relu(cam) * c2p
+def couple(cam: Tensor, c2p: Tensor, fuse: str = "product") -> Tensor:
+    """Eq. 5: relu(Original-CAM) * c2p elementwise ([M] applies the relu); `sqrt`: its root."""
+    product = torch.relu(cam) * c2p
+    return product.sqrt() if fuse == "sqrt" else product
 
 
 def propagate(cam: Tensor, p2p: Tensor, propagation: str = "gather") -> Tensor:
@@ -148,6 +149,7 @@ def stage_maps(
     alpha: float = 1.2,
     include_self: bool = True,
     propagation: str = "gather",
+    fuse: str = "product",
 ) -> dict[str, Tensor]:
     """Every requested stage of the refinement, all starting from relu(Original-CAM) (method §4).
 
@@ -161,6 +163,7 @@ def stage_maps(
         alpha: weight of the related mean (1.2).
         include_self: whether a patch may be related to itself.
         propagation: "gather" or "scatter".
+        fuse: "product" (Eq. 5), or "sqrt", its root (MCTformer+).
 
     Returns:
         stage name -> [B, C, N], values >= 0.
@@ -175,10 +178,10 @@ def stage_maps(
     maps = {
         "original": original,
         "original+p2p": propagate(original, p2p, propagation),
-        "original+c2p": couple(cam, c2p),
-        "original+c2p+p2p": propagate(couple(cam, c2p), p2p, propagation),
-        "modulated": couple(cam, modulated_c2p),
-        "final": propagate(couple(cam, modulated_c2p), p2p, propagation),
+        "original+c2p": couple(cam, c2p, fuse),
+        "original+c2p+p2p": propagate(couple(cam, c2p, fuse), p2p, propagation),
+        "modulated": couple(cam, modulated_c2p, fuse),
+        "final": propagate(couple(cam, modulated_c2p, fuse), p2p, propagation),
     }
     return {stage: maps[stage] for stage in stages}
 

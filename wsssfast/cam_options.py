@@ -21,6 +21,7 @@ class CamOptions:
         propagation: Eq. 6 as MCTformer computes it (gather), or to the letter (scatter).
         related_by: rank related patches by p2p attention (the paper) or by token similarity.
         include_self: whether a patch may be related to itself.
+        fuse: what joins CAM and attention: their product (Eq. 5), or its root (MCTformer+).
         c2p_layers: last layers averaged into the class-to-patch attention.
         p2p_layers: last layers averaged into the patch-to-patch attention.
         scales: of the image, summed.
@@ -36,6 +37,7 @@ class CamOptions:
     propagation: kernels.Propagation = "gather"
     related_by: Literal["attention", "tokens"] = "attention"
     include_self: bool = True
+    fuse: kernels.Fuse = "product"
     c2p_layers: int = 3
     p2p_layers: int = 12
     scales: tuple[float, ...] = (1.0,)
@@ -69,10 +71,10 @@ class CamOptions:
         """Epsilon of the min-max for a stage (method §§2, 5).
 
         [M] adds 1e-8 to maps that are sums over layers; ours are means, hence smaller by the number
-        of layers that entered, and the epsilon with them.
+        of layers that entered, and the epsilon with them. MCTformer+ has a mean for c2p too.
         """
         epsilon = 1e-8
-        if "c2p" in stage or stage in ("modulated", "final"):
+        if self.fuse == "product" and ("c2p" in stage or stage in ("modulated", "final")):
             epsilon /= min(self.c2p_layers, depth)
         if stage.endswith("p2p") or stage == "final":
             epsilon /= min(self.p2p_layers, depth)

@@ -206,6 +206,7 @@ def _refine(
         alpha=options.alpha,
         include_self=options.include_self,
         propagation=options.propagation,
+        fuse=options.fuse,
         backend=backend,
     )
     return {stage: sum_flips(flat, images, (h, w)) for stage, flat in stages.items()}

@@ -21,7 +21,7 @@ from wsssfast.label_options import TEST_CRF
 from wsssfast.label_walk import walk_by
 from wsssfast.labels import LabelOptions, export_labels
 from wsssfast.models.affinity import AffinityConfig
-from wsssfast.models.classifier import ClassifierConfig
+from wsssfast.models.classifier_config import ClassifierConfig
 from wsssfast.models.segmenter import SegmenterConfig
 from wsssfast.predict import PredictOptions, predict
 from wsssfast.report import write_report

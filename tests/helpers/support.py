@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from wsssfast.kernels.affinity import OFFSETS
-from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
+from wsssfast.models.classifier import ClassTokenViT
+from wsssfast.models.classifier_config import ClassifierConfig
 from wsssfast.shards.format import FORMAT_VERSION
 from wsssfast.shards.label_shards import LabelRecord, LabelShards, write_label_shard
 

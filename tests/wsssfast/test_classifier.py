@@ -11,19 +11,16 @@ from support import BACKBONE, needs_shared, tiny_config, tiny_model
 
 from wsssfast.errors import WsssError
 from wsssfast.models.backbone import build_backbone, plain_vits, why_not_plain
-from wsssfast.models.classifier import (
-    ClassifierConfig,
-    ClassTokenViT,
-    classifier_loss,
-    init_from_backbone,
-)
+from wsssfast.models.classifier import ClassTokenViT, init_from_backbone
+from wsssfast.models.classifier_config import ClassifierConfig
+from wsssfast.models.losses import Logits, classifier_loss
 from wsssfast.models.scratch import init_from_scratch
 
 
 def test_logits_are_the_token_means_and_the_pooled_cam():
     model = tiny_model()
     images = torch.randn(2, 3, 40, 32)
-    class_logits, patch_logits = model(images)
+    class_logits, patch_logits = model(images)[:2]
     captured = model.capture(images)
     assert class_logits.shape == patch_logits.shape == (2, 3)
     assert captured.cam.shape == (2, 3, 5, 4)
@@ -43,8 +40,8 @@ def test_loss_is_the_negative_log_likelihood_of_both_logits():
         p = torch.sigmoid(x)
         return -(targets * p.log() + (1 - targets) * (1 - p).log()).mean()
 
-    assert torch.allclose(classifier_loss(a, b, targets), nll(a) + nll(b), atol=1e-6)
-    assert torch.allclose(classifier_loss(a, None, targets), nll(a), atol=1e-6)
+    assert torch.allclose(classifier_loss(Logits(a, b), targets), nll(a) + nll(b), atol=1e-6)
+    assert torch.allclose(classifier_loss(Logits(a), targets), nll(a), atol=1e-6)
 
 
 def test_layer_ranges_average_the_last_layers():

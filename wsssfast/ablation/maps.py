@@ -90,10 +90,11 @@ class _Refinement:
         layers = min(setting.c2p_layers, self.depth)
         c2p = self.capture.c2p_by_layer[-layers:].mean(0)
         if setting.related_by is None:
-            return reference.couple(self.cam, c2p)
+            return reference.couple(self.cam, c2p, self.base.fuse)
         assert setting.ratio and setting.alpha is not None
         means = self._mean(setting.related_by, setting.ratio, layers, c2p)
-        return reference.couple(self.cam, reference.modulate(c2p, means, setting.alpha))
+        modulated = reference.modulate(c2p, means, setting.alpha)
+        return reference.couple(self.cam, modulated, self.base.fuse)
 
     def _mean(self, rank: str, ratio: float, layers: int, c2p: Tensor) -> Tensor:
         key = (rank, ratio, layers)

@@ -83,7 +83,7 @@ def ablate(
         scales=tuple(sorted({scale for setting in settings for scale in setting.scales})),
         predict_above=None,
     )
-    open_fields = ("flip", "precision", "include_self")
+    open_fields = ("flip", "precision", "include_self", "fuse")
     who = {
         "format_version": FORMAT_VERSION,
         "class_names": list(dataset.class_names),
@@ -191,7 +191,7 @@ class Ablation:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""
         rows = [{**setting.to_json(), **found} for setting, found in self.scores.items()]
-        named = ("weights", "flip", "precision", "include_self")
+        named = ("weights", "flip", "precision", "include_self", "fuse")
         return {"settings": rows, **{key: self.identity[key] for key in named},
                 "images": self.images, "unreadable": self.failed}  # fmt: skip
 

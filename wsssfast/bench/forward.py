@@ -13,7 +13,8 @@ from wsssfast.bench import peers
 from wsssfast.bench.cases import Case, Contender, Work, at_precision, rotating
 from wsssfast.bench.options import Spec
 from wsssfast.bench.shapes import METHOD, Shape, attention_size, config_of, shape_of
-from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
+from wsssfast.models.classifier import ClassTokenViT
+from wsssfast.models.classifier_config import ClassifierConfig
 
 Way = Callable[[Tensor, Tensor], object]
 PLAIN = "SDPA, no attention"

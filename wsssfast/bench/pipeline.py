@@ -22,7 +22,7 @@ from wsssfast.errors import WsssError
 from wsssfast.precision import Precision, autocast
 
 if TYPE_CHECKING:
-    from wsssfast.models.classifier import ClassifierConfig
+    from wsssfast.models.classifier_config import ClassifierConfig
 
 STAGES = (
     "train", "export-cams", "export-labels crf", "train-affinity", "export-labels affinity",
@@ -237,7 +237,7 @@ def _names(options: PriceOptions) -> tuple[str, ...]:
 
 
 def _config(options: PriceOptions) -> "ClassifierConfig":
-    from wsssfast.models.classifier import ClassifierConfig
+    from wsssfast.models.classifier_config import ClassifierConfig
 
     return ClassifierConfig.for_backbone(options.arch, _names(options), 224)
 
@@ -263,7 +263,7 @@ def _image(options: PriceOptions) -> Tensor:
 
 
 def _train(options: PriceOptions) -> Work:
-    from wsssfast.models.classifier import classifier_loss
+    from wsssfast.models.losses import classifier_loss
     from wsssfast.training.options import ClassifierOptions
 
     chosen, model = ClassifierOptions(), _classifier(options)
@@ -271,7 +271,7 @@ def _train(options: PriceOptions) -> Work:
     targets = torch.randint(0, 2, (shape[0], options.classes), device=options.device).float()
     return _trained(
         options.arch, model, options, shape,
-        lambda logits: classifier_loss(logits[0], logits[1], targets), chosen.epochs,
+        lambda logits: classifier_loss(logits, targets), chosen.epochs,
     )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from wsssfast.bench.options import Spec
 from wsssfast.cam_options import CamOptions
 from wsssfast.errors import WsssError
 from wsssfast.kernels import reference
-from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
+from wsssfast.models.classifier import ClassTokenViT
+from wsssfast.models.classifier_config import ClassifierConfig
 
 METHOD = CamOptions()  # the paper's: layers, ratio, alpha
 

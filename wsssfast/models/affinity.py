@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from wsssfast.errors import WsssError
 from wsssfast.kernels.affinity import boundary_affinity, pair_affinity
-from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
+from wsssfast.models.classifier import ClassTokenViT
+from wsssfast.models.classifier_config import ClassifierConfig
 from wsssfast.models.frozen_norms import FrozenNorms
 from wsssfast.models.resnet38 import TAPS, ResNet38
 from wsssfast.models.trunk import RESNET38, VIT, TrunkConfig, of_timm

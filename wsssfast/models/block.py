@@ -1,4 +1,7 @@
-"""A block of timm's ViT as the export walks it: no gradients, attention captured on the way."""
+"""A block of timm's ViT whose attention is wanted.
+
+As the export walks it, without gradients and attention captured on the way; as WeakTr trains it.
+"""
 
 from typing import Any
 
@@ -33,6 +36,27 @@ def captured_block(
         attended = norm(attended)
     x = x.add_(block.ls1(attn.proj(attended)))
     return x.add_(block.ls2(_perceptron(block.mlp, block.norm2(x))))
+
+
+def attending_block(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Timm's Block.forward in training, and its attention [B, M, T, T].
+
+    Args:
+        block: of timm's VisionTransformer.
+        x: [B, T, D] tokens.
+    """
+    attn = block.attn
+    batch, tokens, _ = x.shape
+    qkv = attn.qkv(block.norm1(x)).reshape(batch, tokens, 3, attn.num_heads, -1)
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    scores = attn.q_norm(query) @ attn.k_norm(key).transpose(-2, -1) * attn.scale
+    probabilities = torch.softmax(scores, -1)
+    attended = (probabilities @ value).transpose(1, 2).flatten(2)
+    norm = getattr(attn, "norm", None)
+    if norm is not None:
+        attended = norm(attended)
+    x = x + block.drop_path1(block.ls1(attn.proj(attended)))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), probabilities
 
 
 def _projections(

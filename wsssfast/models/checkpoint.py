@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +23,8 @@ from wsssfast.errors import WsssError
 from wsssfast.files import publish
 from wsssfast.models.affinity import AffinityConfig, AffinityNet
 from wsssfast.models.affinity_weights import load_published
-from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
+from wsssfast.models.classifier import ClassTokenViT
+from wsssfast.models.classifier_config import ClassifierConfig
 from wsssfast.models.segmenter import Segmenter, SegmenterConfig
 
 _Loaded = TypeVar("_Loaded", Segmenter, AffinityNet)
@@ -54,9 +56,9 @@ def save_model(
 
 
 def load_model(path: str | Path) -> ClassTokenViT:
-    """Open a classifier: our own checkpoint, or a public MCTformer-V1/V2 one.
+    """Open a classifier: our own checkpoint, or a public one of MCTformer-V1, -V2 or +.
 
-    The structure of an MCTformer is read off its tensor shapes (heads = width / 64); its classes
+    The structure of an MCTformer is read off the tensors (heads = width / 64); the classes
     are named after VOC or COCO where their number says so.
 
     Returns:
@@ -69,8 +71,13 @@ def load_model(path: str | Path) -> ClassTokenViT:
     if _is_safetensors(path):
         config, state = _read_own(path, ClassTokenViT.kind, ClassifierConfig.from_json)
     else:
-        state = {k: v for k, v in read_state_dict(path).items() if not k.startswith("norm.")}
-        config = _mctformer_config(state, path)
+        found = read_state_dict(path)
+        state, plus = _as_ours(found), _SPLIT[0] in found
+        config = replace(
+            _mctformer_config(state, path),
+            split_positions=plus,
+            patch_decay=_PLUS_DECAY if plus else 1.0,
+        )
         if not config.patch_head:
             state = {k: v for k, v in state.items() if not k.startswith("head.")}
     return _with_weights(ClassTokenViT(config), state, path)
@@ -231,6 +238,19 @@ def _read_own(
         raise WsssError(
             f"Expected a checkpoint at {path}, found a damaged file: {error}"
         ) from error
+
+
+_SPLIT = ("pos_embed_cls", "pos_embed_pat")  # of MCTformer+, in this order
+_PLUS_DECAY = 0.996  # of MCTformer+'s ranked pooling
+
+
+def _as_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A public state dict under MCTformer-V2's names."""
+    parts = [state.get(name, torch.empty(0)) for name in _SPLIT]
+    kept = {k: v for k, v in state.items() if not k.startswith("norm.") and k not in _SPLIT}
+    if all(part.ndim == 3 for part in parts):
+        kept["pos_embed"] = torch.cat(parts, 1)
+    return kept
 
 
 def _mctformer_config(state: dict[str, Tensor], path: Path) -> ClassifierConfig:

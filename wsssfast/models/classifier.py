@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -11,66 +10,11 @@ from torch import Tensor, nn
 
 from wsssfast import kernels
 from wsssfast.errors import WsssError
-from wsssfast.models.backbone import build_backbone, preprocessing, resize_positions
-from wsssfast.models.block import captured_block
-
-
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """Everything that rebuilds a classifier's structure.
-
-    Attributes:
-        class_names: the C classes, in the order of the class tokens.
-        arch: timm's name of the backbone.
-        arch_options: keyword arguments of that backbone.
-        image_size: training side in pixels, a multiple of the patch size.
-        patch_head: whether there is a convolutional patch head (MCTformer-V2, the paper); without
-            one (MCTformer-V1) the CAM is the class-to-patch attention alone.
-        mean: per channel, of RGB in [0, 1].
-        std: per channel, of RGB in [0, 1].
-        names_assumed: whether the class names were only guessed from their number, as for a public
-            checkpoint that holds none.
-    """
-
-    class_names: tuple[str, ...]
-    arch: str = "deit_small_patch16_224"
-    arch_options: dict[str, Any] = field(default_factory=dict)
-    image_size: int = 224
-    patch_head: bool = True
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    names_assumed: bool = False
-
-    @classmethod
-    def for_backbone(
-        cls, arch: str, class_names: tuple[str, ...], image_size: int, **arch_options: Any
-    ) -> "ClassifierConfig":
-        """A configuration with the preprocessing that the backbone's own weights expect."""
-        mean, std = preprocessing(arch)
-        return cls(class_names, arch, arch_options, image_size, mean=mean, std=std)
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, found: dict[str, Any]) -> "ClassifierConfig":
-        """From `to_json`'s result. Raises TypeError or ValueError on anything else."""
-        mean, std = (tuple(float(x) for x in found[key]) for key in ("mean", "std"))
-        if len(mean) != 3 or len(std) != 3 or not all(0 < x < math.inf for x in std):
-            raise ValueError("mean and std have three values each, std above 0")
-        if not 1 <= found["image_size"] <= 8192:
-            raise ValueError("an image size between 1 and 8192")
-        return cls(
-            class_names=tuple(str(name) for name in found["class_names"]),
-            arch=str(found["arch"]),
-            arch_options=dict(found["arch_options"]),
-            image_size=int(found["image_size"]),
-            patch_head=bool(found["patch_head"]),
-            mean=mean,
-            std=std,
-            names_assumed=bool(found["names_assumed"]),
-        )
+from wsssfast.models.backbone import build_backbone, resize_positions
+from wsssfast.models.block import attending_block, captured_block
+from wsssfast.models.classifier_config import ClassifierConfig
+from wsssfast.models.fusion import AttentionFusion, fused_attention
+from wsssfast.models.losses import Logits, ranked_mean
 
 
 class Capture(NamedTuple):
@@ -82,7 +26,7 @@ class Capture(NamedTuple):
         c2p_by_layer: [K, B, C, N], the K layers that it is the mean of, the last one last.
         p2p: [B, N, N] patch-to-patch attention.
         tokens: [B, N, D] patch tokens as they enter the head.
-        class_logits: [B, C] (Eq. 7).
+        class_logits: [B, C] (Eq. 7), as of `Logits.classes`.
     """
 
     cam: Tensor
@@ -116,6 +60,11 @@ class Capture(NamedTuple):
 class ClassTokenViT(nn.Module):
     """Multi-class-token ViT; parameter names are those of MCTformer's public checkpoints.
 
+    Attributes:
+        num_classes: C.
+        num_tokens: class tokens: C, or 1 for all.
+        keeps_tokens: whether the logits hold the class tokens after each layer, for the contrast.
+
     Raises:
         WsssError: a backbone that is not a plain ViT, or sizes that do not fit.
     """
@@ -132,33 +81,62 @@ class ClassTokenViT(nn.Module):
                 f"Expected an image size that is a multiple of the patch size {self.patch_size}, "
                 f"found {config.image_size}."
             )
-        self.num_classes = len(config.class_names)
+        self.num_classes, self.num_tokens = len(config.class_names), config.tokens
+        self.keeps_tokens = False
         self.grid = config.image_size // self.patch_size
         self.embed_dim: int = vit.embed_dim
         self.patch_embed = vit.patch_embed
         self.norm_pre = vit.norm_pre
         self.blocks = vit.blocks
-        tokens = self.num_classes + self.grid**2
-        self.cls_token = nn.Parameter(torch.zeros(1, self.num_classes, self.embed_dim))
+        tokens = self.num_tokens + self.grid**2
+        self.cls_token = nn.Parameter(torch.zeros(1, self.num_tokens, self.embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, self.embed_dim))
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.head: nn.Conv2d | None = None
         if config.patch_head:
             self.head = nn.Conv2d(self.embed_dim, self.num_classes, 3, padding=1)
+        self.norm: nn.Module | None = vit.norm if config.final_norm else None
+        self.fusion: AttentionFusion | None = None
+        if config.adaptive_fusion:
+            first: Any = self.blocks[0]
+            self.fusion = AttentionFusion(len(self.blocks), first.attn.num_heads)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Class logits (Eq. 7) and patch logits (Eq. 9), each [B, C].
+    def forward(self, images: Tensor) -> Logits:
+        """What is in the images.
 
         Args:
-            images: [B, 3, H, W], normalised. The patch logits are None without a patch head.
+            images: [B, 3, H, W], normalised.
         """
-        x = self.encode(images)
-        class_logits = x[:, : self.num_classes].mean(-1)
+        x = self._embed(images)
+        after: list[Tensor] = []
+        maps: list[Tensor] = []
+        for block in self.blocks:
+            if self.fusion is not None and self.training:
+                x, probabilities = attending_block(block, x)
+                maps.append(probabilities.detach())
+            else:
+                x = block(x)
+            if self.keeps_tokens:
+                after.append(x[:, : self.num_tokens])
+        tokens = torch.stack(after) if after else None
         if self.head is None:
-            return class_logits, None
-        cam = self._original_cam(x[:, self.num_classes :], images)
-        return class_logits, cam.mean((-2, -1))
+            return Logits(x[:, : self.num_tokens].mean(-1), tokens=tokens)
+        cam = self._original_cam(self._head_tokens(x), images)
+        patches = ranked_mean(cam, self.config.patch_decay)
+        fine = self._fine_logits(cam, maps) if maps else None
+        if self.config.one_token:
+            return Logits(patches, fine=fine, tokens=tokens)
+        return Logits(x[:, : self.num_tokens].mean(-1), patches, fine, tokens)
+
+    def _fine_logits(self, cam: Tensor, maps: list[Tensor]) -> Tensor:
+        """WeakTr's: mean of the map that learned attention makes; only its weights are trained."""
+        assert self.fusion is not None
+        attention = fused_attention(maps, self.fusion(maps[0].shape[-1]))
+        c2p = attention[:, : self.num_tokens, self.num_tokens :]
+        p2p = attention[:, self.num_tokens :, self.num_tokens :]
+        product = torch.relu(cam.detach().flatten(2)) * c2p
+        return (product @ p2p.transpose(-2, -1)).mean(-1)
 
     def encode(self, images: Tensor) -> Tensor:
         """Output tokens [B, C + N, D], class tokens first, before any final norm.
@@ -172,9 +150,9 @@ class ClassTokenViT(nn.Module):
         return x
 
     def take_network(self, classifier: "ClassTokenViT") -> None:
-        """Copy all weights of a classifier but its patch head's; this one has none."""
-        state = {k: v for k, v in classifier.state_dict().items() if not k.startswith("head.")}
-        self.load_state_dict(state)
+        """Copy all weights of a classifier that this network has; it has no patch head."""
+        own = self.state_dict()
+        self.load_state_dict({k: v for k, v in classifier.state_dict().items() if k in own})
 
     def tokens_after(self, images: Tensor, blocks: Collection[int]) -> list[Tensor]:
         """Patch tokens [B, N, D] after some of the blocks, counted from 1, before any final norm.
@@ -187,7 +165,7 @@ class ClassTokenViT(nn.Module):
         for number, block in enumerate(self.blocks, 1):
             x = block(x)
             if number in blocks:
-                kept.append(x[:, self.num_classes :])
+                kept.append(x[:, self.num_tokens :])
         return kept
 
     @torch.no_grad()
@@ -209,19 +187,23 @@ class ClassTokenViT(nn.Module):
         x = self._embed(images)
         batch, classes = x.shape[0], self.num_classes
         total = torch.promote_types(images.dtype, torch.float32)
+        weights = None if self.fusion is None else self.fusion(x.shape[1])
         attention = kernels.AttentionCapture(
-            classes, len(self.blocks), c2p_layers, p2p_layers, backend
+            self.num_tokens, len(self.blocks), c2p_layers, p2p_layers, backend, weights
         )
         for layer, block in enumerate(self.blocks):
             x = captured_block(block, x, layer, attention)
         c2p, p2p = attention.means()
-        tokens = x[:, classes:]
+        c2p = c2p.expand(-1, -1, classes, -1)  # one class token is that of all classes
+        tokens = self._head_tokens(x)
         if self.head is None:
             grid = self.patch_grid(images)
             cam = torch.ones(batch, classes, *grid, dtype=total, device=x.device)
         else:
             cam = self._original_cam(tokens, images).to(total)
         logits = x[:, :classes].mean(-1)
+        if self.config.one_token:
+            logits = ranked_mean(cam, self.config.patch_decay)
         return Capture(cam, c2p.mean(0), c2p, p2p, tokens.to(total), logits.to(total))
 
     def positions(self, height: int, width: int) -> Tensor:
@@ -229,16 +211,20 @@ class ClassTokenViT(nn.Module):
 
         MCTformer's rule, kept to the letter: as trained only where the token count is the trained
         one and the image is square; else the class part stays and the patch part is resized
-        bicubically with `scale_factor=((h + 0.1) / h0, (w + 0.1) / w0)`.
+        bicubically with `scale_factor=((h + 0.1) / h0, (w + 0.1) / w0)`. MCTformer+ leaves the
+        tenth out (`split_positions`).
         """
         h, w = height // self.patch_size, width // self.patch_size
         if h * w == self.grid**2 and height == width:
             return self.pos_embed
-        class_part = self.pos_embed[:, : self.num_classes]
-        patch_part = self.pos_embed[:, self.num_classes :]
+        class_part = self.pos_embed[:, : self.num_tokens]
+        patch_part = self.pos_embed[:, self.num_tokens :]
         image = patch_part.reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
-        factors = ((h + 0.1) / self.grid, (w + 0.1) / self.grid)
-        image = F.interpolate(image, scale_factor=factors, mode="bicubic", align_corners=False)
+        if self.config.split_positions:
+            image = F.interpolate(image, (h, w), mode="bicubic", align_corners=False)
+        else:
+            factors = ((h + 0.1) / self.grid, (w + 0.1) / self.grid)
+            image = F.interpolate(image, scale_factor=factors, mode="bicubic", align_corners=False)
         return torch.cat([class_part, image.flatten(2).transpose(1, 2)], dim=1)
 
     def patch_grid(self, images: Tensor) -> tuple[int, int]:
@@ -252,50 +238,44 @@ class ClassTokenViT(nn.Module):
         x: Tensor = self.norm_pre(torch.cat([classes, patches], dim=1) + positions)
         return x
 
+    def _head_tokens(self, x: Tensor) -> Tensor:
+        """Patch tokens [B, N, D] as they enter the head."""
+        tokens = x[:, self.num_tokens :]
+        return tokens if self.norm is None else self.norm(tokens)
+
     def _original_cam(self, tokens: Tensor, images: Tensor) -> Tensor:
-        """Eq. 1: the 3x3 convolution over the patch tokens, before any final norm."""
+        """Eq. 1: the 3x3 convolution over the patch tokens."""
         assert self.head is not None
         grid = tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *self.patch_grid(images))
         cam: Tensor = self.head(grid)
         return cam
 
 
-def classifier_loss(class_logits: Tensor, patch_logits: Tensor | None, targets: Tensor) -> Tensor:
-    """Eqs. 8, 10, 11: multi-label soft-margin loss of both logits, summed with weight 1.
-
-    Args:
-        class_logits: [B, C].
-        patch_logits: [B, C] or None.
-        targets: [B, C] of 0 and 1.
-    """
-    loss = F.multilabel_soft_margin_loss(class_logits, targets)
-    if patch_logits is not None:
-        loss = loss + F.multilabel_soft_margin_loss(patch_logits, targets)
-    return loss
-
-
 def init_from_backbone(model: ClassTokenViT, weights: dict[str, Tensor]) -> None:
     """Start a classifier from ImageNet weights under timm's key names ([M], method §1).
 
     Class token and the class part of the position embedding are repeated for every class; the
-    patch part is resized bicubically; the classification head and the final norm are dropped.
+    patch part is resized bicubically; the classification head is dropped, and the final norm where
+    the network has none.
 
     Raises:
         WsssError: weights of another architecture.
     """
-    drop = ("head.", "head_dist.", "norm.", "fc_norm.")
-    state = {k: v for k, v in weights.items() if not k.startswith(drop) and k != "dist_token"}
+    drop = ["head.", "head_dist.", "fc_norm.", *(["norm."] if model.norm is None else [])]
+    state = {
+        k: v for k, v in weights.items() if not k.startswith(tuple(drop)) and k != "dist_token"
+    }
     own = model.state_dict()
     try:
         token, positions = state.pop("cls_token"), state.pop("pos_embed")
-        classes, grid = model.num_classes, model.grid
+        classes, grid = model.num_tokens, model.grid
         prefix = positions.shape[1] - math.isqrt(positions.shape[1]) ** 2  # 0 where patches only
         patch_part = resize_positions(positions[:, prefix:], (grid, grid))
         class_part = positions[:, :1] if prefix else torch.zeros_like(token[:, :1])
         class_part = class_part.expand(-1, classes, -1)
         state["cls_token"] = token[:, :1].expand(-1, classes, -1)
         state["pos_embed"] = torch.cat([class_part, patch_part], dim=1)
-        wanted = {k for k in own if not k.startswith("head.")}
+        wanted = {k for k in own if not k.startswith(("head.", "fusion."))}
         if state.keys() != wanted or any(state[k].shape != own[k].shape for k in wanted):
             odd = sorted((state.keys() ^ wanted) or
                          {k for k in wanted if state[k].shape != own[k].shape})  # fmt: skip

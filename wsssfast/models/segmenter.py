@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from wsssfast.data.dataset import IGNORE
 from wsssfast.errors import WsssError
-from wsssfast.models.classifier import ClassifierConfig, ClassTokenViT
+from wsssfast.models.classifier import ClassTokenViT
+from wsssfast.models.classifier_config import ClassifierConfig
 from wsssfast.models.resnet38 import TAPS, ResNet38
 from wsssfast.models.trunk import RESNET38, VIT, TrunkConfig, of_timm
 
@@ -96,7 +97,7 @@ class LinearViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C + 1, h, w] of the patch grid."""
-        tokens = self.vit.encode(images)[:, self.vit.num_classes :]
+        tokens = self.vit.encode(images)[:, self.vit.num_tokens :]
         scores: Tensor = self.decoder(self.norm(tokens)).transpose(1, 2)
         h, w = self.vit.patch_grid(images)
         return scores.reshape(*scores.shape[:2], h, w)

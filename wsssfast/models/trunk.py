@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self, TypeVar
 
 from wsssfast.errors import WsssError
-from wsssfast.models.classifier import ClassifierConfig
+from wsssfast.models.classifier_config import ClassifierConfig
 
 T = TypeVar("T")
 RESNET38, VIT = "resnet38", "vit"
@@ -31,7 +31,7 @@ class TrunkConfig:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""
-        return asdict(self)
+        return {**asdict(self), "vit": self.vit and self.vit.to_json()}
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Self:

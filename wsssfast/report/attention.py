@@ -80,7 +80,9 @@ def attention_maps(
     related = kernels.related_patches(similarity, options.ratio, include_self=self_too)
     mean = kernels.related_mean(c2p, similarity, options.ratio, include_self=self_too)
     after = reference.modulate(c2p, mean, options.alpha)
-    final = kernels.propagate(reference.couple(cam, after), captured.p2p, options.propagation)
+    final = kernels.propagate(
+        reference.couple(cam, after, options.fuse), captured.p2p, options.propagation
+    )
     point = int(final[0, 0].argmax())
 
     def on_grid(flat: torch.Tensor) -> NDArray[Any]:

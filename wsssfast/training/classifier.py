@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,9 @@ from torch import Tensor
 from wsssfast.data.dataset import Dataset
 from wsssfast.errors import BadFile
 from wsssfast.files import output_folder
-from wsssfast.models.classifier import (
-    ClassifierConfig,
-    ClassTokenViT,
-    classifier_loss,
-    init_from_backbone,
-)
+from wsssfast.models.classifier import ClassTokenViT, init_from_backbone
+from wsssfast.models.classifier_config import ClassifierConfig
+from wsssfast.models.losses import classifier_loss
 from wsssfast.models.scratch import init_from_scratch
 from wsssfast.preprocess import to_tensor
 from wsssfast.training.fit import Report, Task, fit
@@ -91,6 +89,7 @@ def classifier_task(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = ClassTokenViT(config)
+        model.keeps_tokens = options.contrast > 0
         if backbone is None:
             init_from_scratch(model)
         else:
@@ -103,9 +102,9 @@ def classifier_task(
         blocks=model.blocks,
         held_out=held_out,
         samples=ClassifierSamples(dataset, config, options, len(model.blocks)),
-        loss=lambda logits, targets: classifier_loss(logits[0], logits[1], targets),
+        loss=partial(classifier_loss, contrast=options.contrast),
         bare=("cls_token", "pos_embed"),
-        new=("cls_token", "head."),
+        new=("cls_token", "head.", "fusion."),
         score=lambda found: score_labels(model, found, workers),
         chosen_by="mAP",
         identity={"class_names": list(config.class_names)},
@@ -141,7 +140,7 @@ def score_labels(
     def score() -> None:
         if waiting:
             logits = model(to_tensor(waiting, model.config).to(workers.device))
-            both = [part for part in logits if part is not None]
+            both = [part for part in (logits.classes, logits.patches) if part is not None]
             scores.append(torch.stack(both, 1).float().cpu().numpy())
             waiting.clear()
 

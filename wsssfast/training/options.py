@@ -80,6 +80,7 @@ class ClassifierOptions(Schedule):
         jitter: strength of random brightness, contrast and saturation.
         rand_augment: timm's RandAugment setting, such as rand-m9-mstd0.5-inc1; empty: none.
         erase: probability of erasing a random rectangle.
+        contrast: weight of MCTformer+'s contrast between class tokens.
     """
 
     drop_path: float = 0.1
@@ -88,10 +89,12 @@ class ClassifierOptions(Schedule):
     jitter: float = 0.4
     rand_augment: str = ""
     erase: float = 0.0
+    contrast: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, ("jitter", "erase"), 0, 1)
+        require(self, ("contrast",), 0, 1e3)
         require(self, ("drop_path",), 0, 0.95)
         require(self, ("least_area",), 1e-3, 1)
         require(self, ("resize",), 0, 8192)

@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from wsssfast.data.dataset import Dataset
 from wsssfast.errors import BadFile, WsssError
-from wsssfast.models.classifier import ClassifierConfig
+from wsssfast.models.classifier_config import ClassifierConfig
 from wsssfast.models.stochastic_depth import draw_factors
 from wsssfast.preprocess import to_tensor
 from wsssfast.training.options import ClassifierOptions

@@ -1,6 +1,7 @@
 """What AffinityNet and segmenters start from: the fields of their trunk, and its weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def start_of(trunk: str, source: str | None) -> tuple[dict[str, Any], Start]:
 
 def from_classifier(classifier: ClassTokenViT) -> tuple[dict[str, Any], Start]:
     """The same of the trunk vit, from a classifier that is open already."""
-    config = classifier.config
+    config = replace(classifier.config, final_norm=False, adaptive_fusion=False)
 
     def fill(core: nn.Module) -> None:
         assert isinstance(core, ClassTokenViT)
