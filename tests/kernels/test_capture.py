@@ -69,6 +69,24 @@ def test_capture_equals_the_reference_in_float64(b, c, n, heads, width, backend,
     assert close(p2p, wanted[1], ERRORS[dtype])
 
 
+@pytest.mark.parametrize(
+    ("backend", "n"), [("eager", 18), ("eager", 330), ("triton", 18), ("reference", 18)]
+)
+def test_layers_and_heads_have_their_weights(backend, n):
+    layers = projections(2, 4, n, 3, 16, torch.float32, layers=3)
+    factors = torch.rand(3, 3, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    attention = kernels.AttentionCapture(4, 3, 2, 3, backend, factors)
+    outputs = [attention.attend(number, *layer) for number, layer in enumerate(layers)]
+    c2p, p2p = attention.means()
+    maps = [reference.attention_probabilities(q.double(), k.double()) for q, k, _ in layers]
+    weighted = [m * f.double()[:, None, None] for m, f in zip(maps, factors, strict=True)]
+    wanted = torch.stack([one.mean(1)[:, :4, 4:] for one in weighted[-2:]])
+    assert close(c2p, wanted, 3e-6)
+    assert close(p2p, torch.stack([one.mean(1)[:, 4:, 4:] for one in weighted]).mean(0), 3e-6)
+    for output, one, layer in zip(outputs, maps, layers, strict=True):
+        assert close(output, one @ layer[2].double(), 1.2e-5)
+
+
 @pytest.mark.parametrize("backend", ["eager", "triton", "reference"])
 @pytest.mark.parametrize(("c2p_layers", "p2p_layers"), [(1, 1), (3, 1), (1, 4), (9, 9)])
 def test_each_attention_has_its_own_layers(backend, c2p_layers, p2p_layers):
