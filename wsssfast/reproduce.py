@@ -176,11 +176,16 @@ def run_steps(
 
 
 def _run(line: Sequence[str]) -> int:
-    """The exit code of a command, which hears of Ctrl-C itself and of SIGTERM from here."""
-    with subprocess.Popen(line) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.terminate()
-            process.wait()
-            return INTERRUPTED
+    """The exit code of a command; its process group is its own: it hears of an end from here only.
+
+    Ctrl-C and SIGTERM become one SIGTERM for it, at which it saves what it has.
+    """
+    interrupted = False
+    with subprocess.Popen(line, process_group=0) as process:
+        while process.poll() is None:
+            try:
+                process.wait()
+            except KeyboardInterrupt:
+                interrupted = True
+                process.terminate()
+    return INTERRUPTED if interrupted else process.returncode

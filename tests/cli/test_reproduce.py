@@ -1,7 +1,11 @@
 """The paper's pipeline as one command."""
 
 import json
+import os
+import signal
 import sys
+import time
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -119,6 +123,29 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
     assert ran[5:] == ["b", "c", "d"]
 
 
+def test_an_end_reaches_the_running_step_once(tmp_path):
+    code = (
+        "import pathlib, signal, sys, time\n"
+        "told = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: told.append('T'))\n"
+        "signal.signal(signal.SIGINT, lambda *_: told.append('I'))\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "while not told: time.sleep(0.01)\n"
+        "time.sleep(0.3)\n"
+        "pathlib.Path(sys.argv[1]).write_text(''.join(told))\n"
+    )
+
+    def end():
+        while not (tmp_path / "told").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    Thread(target=end, daemon=True).start()
+    assert reproduce._run([sys.executable, "-c", code, str(tmp_path / "told")]) == 4
+    assert (tmp_path / "told").read_text() == "T"
+    assert reproduce._run([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+
+
 def test_disk_is_counted_from_labels_images_and_networks():
     from wsssfast.data import open_dataset
 
@@ -175,6 +202,6 @@ def test_the_whole_pipeline(wsssfast, root, tmp_path):
     code, text, err = wsssfast(*given)
     assert code == 0, err
     assert "10 of 10, report" in text
-    assert ">2.00<" in "".join((out / "paper.html").read_text().split())
+    assert ">3.00<" in "".join((out / "paper.html").read_text().split())
     code, text, _ = wsssfast(*given)
     assert code == 0 and text.count(": done") == 10

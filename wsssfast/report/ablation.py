@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from wsssfast.ablation import Ablation, Setting
-from wsssfast.files import publish
 from wsssfast.report.charts import Chart, Series, line_chart
-from wsssfast.report.page import MOST_LISTED, environment
+from wsssfast.report.page import write_page
 
 _AXES = {
     "ratio": "share of related patches",
@@ -37,7 +36,9 @@ def write_ablation_report(out: Path, ablation: Ablation, title: str) -> None:
         ([text_of(getattr(setting, key)) for key in _NAMES], found["miou"], found["threshold"])
         for setting, found in ablation.scores.items()
     ]
-    text = environment().get_template("ablation.html").render(
+    write_page(
+        out,
+        "ablation.html",
         title=title,
         images=ablation.images,
         header=header,
@@ -45,10 +46,7 @@ def write_ablation_report(out: Path, ablation: Ablation, title: str) -> None:
         best=max(miou for _, miou, _ in rows),
         charts=charts_of(ablation.scores),
         failed=list(ablation.failed.items()),
-        most_listed=MOST_LISTED,
     )  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    publish(out, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def charts_of(scores: Mapping[Setting, Mapping[str, Any]]) -> list[Chart]:

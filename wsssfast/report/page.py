@@ -5,6 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from wsssfast.files import publish
 from wsssfast.report import charts
 from wsssfast.report.colours import HEAT, css
 
@@ -19,6 +20,19 @@ def render(**content: Any) -> str:
         content: what `templates/page.html` names; all text in it is escaped.
     """
     return environment().get_template("page.html").render(**content)
+
+
+def write_page(out: Path, template: str, **content: Any) -> None:
+    """Write one self-contained HTML file; equal content gives an equal file.
+
+    Args:
+        out: the file; its folder is made.
+        template: of the templates' folder.
+        content: what the template names; all text in it is escaped.
+    """
+    text = environment().get_template(template).render(most_listed=MOST_LISTED, **content)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    publish(out, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def environment() -> Environment:

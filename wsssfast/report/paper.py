@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wsssfast.errors import WsssError
-from wsssfast.files import publish
-from wsssfast.report.page import environment
+from wsssfast.report.page import write_page
 
 # what can be measured -> the command that does, with --json
 KINDS = {
@@ -103,16 +102,15 @@ def write_paper_report(out: Path, measured: Mapping[str, Any]) -> None:
         out: the file; its folder is made.
         measured: of `read_measured`.
     """
-    text = environment().get_template("paper.html").render(
+    write_page(
+        out,
+        "paper.html",
         title="wsssfast: the paper's tables",
         tables=tables_of(measured),
         kinds=KINDS,
         told={name: _told(name, found) for name, found in measured.items()},
         failed=[],
-        most_listed=0,
     )  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    publish(out, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def _told(name: str, found: Mapping[str, Any]) -> str:

@@ -10,8 +10,7 @@ import numpy as np
 from wsssfast.data.dataset import Dataset
 from wsssfast.errors import BadFile
 from wsssfast.evaluate.segmentation import ImageScore, Predicted
-from wsssfast.files import publish
-from wsssfast.report.page import MOST_LISTED, environment
+from wsssfast.report.page import write_page
 from wsssfast.report.pictures import Picture, legend, mask_picture, thumbnail
 
 _MOST_CONFUSED = 12  # pairs of classes
@@ -68,17 +67,16 @@ def write_segmentation_report(
         for one in group
         if (found := _shown(predicted, dataset, one, why, failed))
     ]
-    text = environment().get_template("segmentation.html").render(
+    write_page(
+        out,
+        "segmentation.html",
         title=f"wsssfast: masks of {dataset.name}, split {dataset.split}",
         scores=scores,
         rows=_rows(scores),
         confused=_confused(scores),
         shown=shown,
         failed=list(failed.items()),
-        most_listed=MOST_LISTED,
     )  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    publish(out, lambda partial: partial.write_text(text, encoding="utf-8"))
     return tuple(one.id for one in shown)
 
 
