@@ -133,7 +133,9 @@ def disk_bytes(dataset: Dataset, test_images: int, parameters: int) -> int:
 def run_steps(
     steps: Sequence[Step], out: Path, gpus: int = 1, tell: Callable[[str], None] = print
 ) -> int:
-    """Run what is not done yet; a step is done anew where any before it has changed.
+    """Run what is not done yet; a step is run again where it or any before it has changed.
+
+    It then refuses what other options left in its folder, as every command does.
 
     Args:
         steps: in order.

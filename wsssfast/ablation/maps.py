@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
-from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -62,14 +60,12 @@ def _refined(
     refinement = _Refinement(capture, base, depth)
     grid = (capture.cam.shape[-2], capture.cam.shape[-1])
     found: dict[str, Tensor] = {}
-    way = attrgetter("propagation")
-    for propagation, group in groupby(sorted(settings, key=lambda one: str(way(one[1]))),
-                                      key=lambda one: way(one[1])):  # fmt: skip
-        numbers, chosen = zip(*group, strict=True)
-        starts = torch.cat([refinement.start(setting) for setting in chosen], 1)
+    for propagation in dict.fromkeys(setting.propagation for _, setting in settings):
+        group = [(n, setting) for n, setting in settings if setting.propagation == propagation]
+        starts = torch.cat([refinement.start(setting) for _, setting in group], 1)
         if propagation:
             starts = kernels.propagate(starts, capture.p2p, propagation)
-        for number, one in zip(numbers, starts.chunk(len(numbers), 1), strict=True):
+        for (number, _), one in zip(group, starts.chunk(len(group), 1), strict=True):
             found[str(number)] = sum_flips(one, images, grid)
     return found
 

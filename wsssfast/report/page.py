@@ -13,15 +13,6 @@ MOST_LISTED = 50  # inputs that could not be read
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(**content: Any) -> str:
-    """The HTML of a report.
-
-    Args:
-        content: what `templates/page.html` names; all text in it is escaped.
-    """
-    return environment().get_template("page.html").render(**content)
-
-
 def write_page(out: Path, template: str, **content: Any) -> None:
     """Write one self-contained HTML file; equal content gives an equal file.
 

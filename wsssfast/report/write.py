@@ -10,7 +10,6 @@ from wsssfast.data.dataset import Dataset
 from wsssfast.errors import BadFile, WsssError
 from wsssfast.evaluate import Masks, evaluate_cams
 from wsssfast.export import require_classes
-from wsssfast.files import publish
 from wsssfast.kernels import STAGES
 from wsssfast.models.checkpoint import weights_hash
 from wsssfast.models.classifier import ClassTokenViT
@@ -19,7 +18,7 @@ from wsssfast.report.choose import MOST_RANKED, choose, require_ids
 from wsssfast.report.facts import option_facts, run_facts
 from wsssfast.report.gallery import MOST_CLASSES, Sources, exhibit
 from wsssfast.report.labels import before_refinement, label_scores
-from wsssfast.report.page import MOST_LISTED, render
+from wsssfast.report.page import write_page
 from wsssfast.report.scores import (
     BASELINE,
     PUBLISHED,
@@ -121,7 +120,9 @@ def write_report(
     exhibits = [found for choice in chosen if (found := exhibit(sources, choice, failed))]
     scored = max((score.images for score in measured.values()), default=0)
     date = date or datetime.date.today().isoformat()
-    text = render(
+    write_page(
+        out,
+        "page.html",
         title=f"wsssfast report: {dataset.name}",
         facts=run_facts(shards, dataset, model, scored, date),
         options=option_facts(shards),
@@ -140,9 +141,7 @@ def write_report(
         most_classes=MOST_CLASSES,
         training=training_curves,
         failed=list(failed.items()),
-        most_listed=MOST_LISTED,
     )
-    publish(out, lambda partial: partial.write_text(text, encoding="utf-8"))
     shown = tuple(found.choice.id for found in exhibits)
     return ReportSummary(out, out.stat().st_size, shown, failed)
 
