@@ -35,7 +35,10 @@ from wsssfast.training.options import ClassifierOptions, RunOptions
 )
 @click.option("--out", type=FILE, required=True, help="Folder of the run.")
 @click.option(
-    "--arch", default="deit_small_patch16_224", show_default=True, help="A plain ViT of timm."
+    "--arch",
+    default="deit_small_patch16_224",
+    show_default=True,
+    help="A plain ViT of timm, also NAME.TAG.",
 )
 @click.option(
     "--pretrained",

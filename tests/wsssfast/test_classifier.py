@@ -127,7 +127,9 @@ def test_initialisation_from_the_real_backbone():
 @pytest.mark.parametrize(
     "arch",
     ["deit_tiny_patch16_224", "deit3_small_patch16_224", "vit_small_patch16_224",
-     "vit_base_patch32_clip_224", "vit_base_patch8_224"],
+     "vit_base_patch32_clip_224", "vit_base_patch8_224", "vit_small_patch14_reg4_dinov2",
+     "vit_small_patch16_dinov3", "vit_huge_plus_patch16_dinov3", "eva02_small_patch14_224",
+     "vit_base_patch16_rope_reg1_gap_256"],
 )  # fmt: skip
 def test_plain_vits_serve(arch):
     with torch.device("meta"):
@@ -138,7 +140,10 @@ def test_plain_vits_serve(arch):
     ("arch", "words"),
     [
         ("deit_tiny_distilled_patch16_224", "VisionTransformerDistilled"),
-        ("vit_small_patch14_reg4_dinov2", "register tokens"),
+        ("vit_so150m_patch16_reg4_gap_256", "positions of its registers"),
+        ("eva02_base_patch14_224", "projected apart"),
+        ("vit_small_patch16_rope_mixed_224", "differ from layer to layer"),
+        ("vit_small_patch16_rope_224", "AttentionRope"),
         ("vit_small_r26_s32_224", "HybridEmbed"),
         ("resnet18", "'resnet18'"),
         ("deit_tiny_patch16_2240", "Unknown model"),
@@ -153,12 +158,18 @@ def test_others_are_refused_in_one_line(arch, words):
 
 @pytest.mark.parametrize(
     ("arch", "mean"),
-    [("deit_tiny_patch16_224", 0.485), ("vit_tiny_patch16_224", 0.5)],
-)
+    [("deit_tiny_patch16_224", 0.485), ("vit_tiny_patch16_224.augreg_in21k", 0.5),
+     ("vit_large_patch16_dinov3.sat493m", 0.43)],
+)  # fmt: skip
 def test_preprocessing_is_the_backbones_own(arch, mean):
     config = ClassifierConfig.for_backbone(arch, ("a",), 224, depth=1)
-    assert config.mean[0] == mean
+    assert config.mean[0] == mean and "." not in config.arch
     assert config.arch_options == {"depth": 1}
+
+
+def test_an_unknown_tag_is_refused():
+    with pytest.raises(WsssError, match="no_such_tag"):
+        ClassifierConfig.for_backbone("vit_tiny_patch16_224.no_such_tag", ("a",), 224)
 
 
 @pytest.mark.slow

@@ -194,6 +194,7 @@ def _cam(model: ClassTokenViT, images: Tensor, attend: Attend) -> Tensor:
     patches = model.patch_embed.norm(model.patch_embed.proj(images).flatten(2).transpose(1, 2))
     classes = model.cls_token.expand(images.shape[0], -1, -1)
     positions = model.positions(images.shape[2], images.shape[3])
+    assert positions is not None  # shapes.py refuses networks without
     x = model.norm_pre(torch.cat([classes, patches], dim=1) + positions)
     blocks: Any = model.blocks
     for block in blocks:

@@ -93,6 +93,12 @@ def _network(arch: str, classes: int) -> tuple[int, int, int, int]:
     """Patch size, layers, heads, and width of a head."""
     with torch.device("meta"):
         model = ClassTokenViT(config_of(arch, classes))
+    if model.prefix > model.num_tokens or model.rope is not None:
+        raise WsssError(
+            f"Expected a network that the benchmark's peers can walk, found {arch} with registers "
+            f"or rotary positions.",
+            "Such as deit_small_patch16_224.",
+        )
     attention: Any = model.blocks[0].attn
     return model.patch_size, len(model.blocks), attention.num_heads, attention.head_dim
 

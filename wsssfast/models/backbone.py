@@ -9,8 +9,9 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, PatchEmbed
+from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from wsssfast.errors import WsssError
 
@@ -31,11 +32,11 @@ _OPTIONS: dict[str, tuple[Any, float, float]] = {
 }
 
 
-def build_backbone(arch: str, options: dict[str, Any], image_size: int) -> VisionTransformer:
+def build_backbone(arch: str, options: dict[str, Any], image_size: int) -> VisionTransformer | Eva:
     """A timm ViT without weights, refused in one line where it is not plain.
 
-    Plain means: one class token at most besides the patches (it is replaced), a learned absolute
-    position embedding, ordinary pre-norm blocks with softmax attention over all tokens.
+    Plain means: one class token at most besides patches and registers (it is replaced), positions
+    that are learned, rotary, or both, pre-norm blocks with softmax attention over all tokens.
 
     Args:
         arch: timm's model name, such as deit_small_patch16_224.
@@ -46,9 +47,11 @@ def build_backbone(arch: str, options: dict[str, Any], image_size: int) -> Visio
         WsssError: unknown to timm, or not plain.
     """
     _require_options(arch, options)
+    # rotary positions of a fixed size would be those of the training size at every other one
+    sizes: dict[str, Any] = {"dynamic_img_size": True} if _is_eva(arch) else {}
     try:
         vit: Any = timm.create_model(
-            arch, pretrained=False, num_classes=0, img_size=image_size, **options
+            arch, pretrained=False, num_classes=0, img_size=image_size, **sizes, **options
         )
     except Exception as error:  # options that do not fit one another fail anywhere in timm
         raise WsssError(
@@ -61,8 +64,12 @@ def build_backbone(arch: str, options: dict[str, Any], image_size: int) -> Visio
             f"Expected a plain ViT of timm, found {arch!r}, which has {reason}.",
             "Such as deit_tiny_patch16_224 or deit_small_patch16_224.",
         )
-    assert isinstance(vit, VisionTransformer)
+    assert isinstance(vit, VisionTransformer | Eva)
     return vit
+
+
+def _is_eva(arch: str) -> bool:
+    return arch in timm.list_models(module="eva")
 
 
 def _require_options(arch: str, options: dict[str, Any]) -> None:
@@ -89,21 +96,28 @@ def _require_options(arch: str, options: dict[str, Any]) -> None:
             )
 
 
-def why_not_plain(vit: nn.Module) -> str:
+def why_not_plain(vit: Any) -> str:
     """What keeps a timm model from serving as backbone; empty where nothing does."""
-    if type(vit) is not VisionTransformer:
+    if type(vit) not in (VisionTransformer, Eva):
         return f"the type {type(vit).__name__}"
-    if vit.num_prefix_tokens > 1 or getattr(vit, "reg_token", None) is not None:
-        return "register tokens"
-    if vit.pos_embed is None:
-        return "no absolute position embedding"
+    if vit.reg_token is not None and vit.pos_embed is not None and not vit.no_embed_class:
+        return "positions of its registers"
+    if vit.num_prefix_tokens > 1 and vit.reg_token is None:
+        return "more than one class token"
+    rotary = getattr(vit, "rope", None) is not None
+    if getattr(vit, "rope_mixed", False):
+        return "rotary positions that differ from layer to layer"
+    if vit.pos_embed is None and not rotary:
+        return "no position embedding"
     if type(vit.patch_embed) is not PatchEmbed:
         return f"the patch embedding {type(vit.patch_embed).__name__}"
     for block in vit.blocks:
-        if type(block) is not Block:
+        if type(block) not in (Block, EvaBlock):
             return f"blocks of the type {type(block).__name__}"
-        if type(block.attn) is not Attention:
+        if type(block.attn) not in (Attention, EvaAttention):
             return f"attention of the type {type(block.attn).__name__}"
+        if block.attn.qkv is None:
+            return "queries, keys and values projected apart"
         if getattr(block.attn, "gate", None) is not None:
             return "gated attention"
     return ""
@@ -112,7 +126,7 @@ def why_not_plain(vit: nn.Module) -> str:
 def plain_vits() -> list[str]:
     """Names of all timm models that can be the backbone (built without memory; takes a minute)."""
     names = []
-    for arch in timm.list_models(module="vision_transformer"):
+    for arch in timm.list_models(module=["vision_transformer", "eva"]):
         with torch.device("meta"):
             if not why_not_plain(timm.create_model(arch, num_classes=0)):
                 names.append(arch)
@@ -123,7 +137,7 @@ def backbone_weights(arch: str, source: str) -> dict[str, Tensor]:
     """ImageNet weights under timm's key names.
 
     Args:
-        arch: timm's model name.
+        arch: timm's model name, also with the tag of the weights.
         source: a local file (a state dict, bare or under `model` or `state_dict`), or "timm" to
             let timm download them.
 

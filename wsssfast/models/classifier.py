@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wsssfast import kernels
 from wsssfast.errors import WsssError
 from wsssfast.models.backbone import build_backbone, resize_positions
-from wsssfast.models.block import attending_block, captured_block
+from wsssfast.models.block import attending_block, captured_block, plain_block
 from wsssfast.models.classifier_config import ClassifierConfig
 from wsssfast.models.fusion import AttentionFusion, fused_attention
 from wsssfast.models.losses import Logits, ranked_mean
@@ -63,6 +63,7 @@ class ClassTokenViT(nn.Module):
     Attributes:
         num_classes: C.
         num_tokens: class tokens: C, or 1 for all.
+        prefix: tokens before those of patches: class tokens, then registers.
         keeps_tokens: whether the logits hold the class tokens after each layer, for the contrast.
 
     Raises:
@@ -74,7 +75,7 @@ class ClassTokenViT(nn.Module):
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
         self.config = config
-        vit = build_backbone(config.arch, config.arch_options, config.image_size)
+        vit: Any = build_backbone(config.arch, config.arch_options, config.image_size)
         self.patch_size: int = vit.patch_embed.patch_size[0]
         if config.image_size % self.patch_size or vit.patch_embed.patch_size[1] != self.patch_size:
             raise WsssError(
@@ -87,12 +88,21 @@ class ClassTokenViT(nn.Module):
         self.embed_dim: int = vit.embed_dim
         self.patch_embed = vit.patch_embed
         self.norm_pre = vit.norm_pre
-        self.blocks = vit.blocks
-        tokens = self.num_tokens + self.grid**2
+        self.blocks = nn.Sequential(*vit.blocks)
+        self.rope: Any = getattr(vit, "rope", None)
+        self.reg_token: nn.Parameter | None = vit.reg_token
+        registers = 0 if self.reg_token is None else self.reg_token.shape[1]
+        self.prefix = self.num_tokens + registers
         self.cls_token = nn.Parameter(torch.zeros(1, self.num_tokens, self.embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, self.embed_dim))
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.pos_embed: nn.Parameter | None = None
+        if vit.pos_embed is not None:
+            tokens = self.num_tokens + self.grid**2
+            self.pos_embed = nn.Parameter(torch.zeros(1, tokens, self.embed_dim))
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for block in vit.blocks:
+            if self.rope is not None:
+                block.attn.num_prefix_tokens = self.prefix  # what its rotation leaves out
         self.head: nn.Conv2d | None = None
         if config.patch_head:
             self.head = nn.Conv2d(self.embed_dim, self.num_classes, 3, padding=1)
@@ -108,15 +118,15 @@ class ClassTokenViT(nn.Module):
         Args:
             images: [B, 3, H, W], normalised.
         """
-        x = self._embed(images)
+        x, rope = self._embed(images), self._rotary(images)
         after: list[Tensor] = []
         maps: list[Tensor] = []
         for block in self.blocks:
             if self.fusion is not None and self.training:
-                x, probabilities = attending_block(block, x)
+                x, probabilities = attending_block(block, x, rope)
                 maps.append(probabilities.detach())
             else:
-                x = block(x)
+                x = plain_block(block, x, rope)
             if self.keeps_tokens:
                 after.append(x[:, : self.num_tokens])
         tokens = torch.stack(after) if after else None
@@ -133,20 +143,20 @@ class ClassTokenViT(nn.Module):
         """WeakTr's: mean of the map that learned attention makes; only its weights are trained."""
         assert self.fusion is not None
         attention = fused_attention(maps, self.fusion(maps[0].shape[-1]))
-        c2p = attention[:, : self.num_tokens, self.num_tokens :]
-        p2p = attention[:, self.num_tokens :, self.num_tokens :]
+        c2p = attention[:, : self.num_tokens, self.prefix :]
+        p2p = attention[:, self.prefix :, self.prefix :]
         product = torch.relu(cam.detach().flatten(2)) * c2p
         return (product @ p2p.transpose(-2, -1)).mean(-1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Output tokens [B, C + N, D], class tokens first, before any final norm.
+        """Output tokens [B, prefix + N, D], class tokens first, before any final norm.
 
         Args:
             images: [B, 3, H, W], normalised.
         """
-        x = self._embed(images)
+        x, rope = self._embed(images), self._rotary(images)
         for block in self.blocks:
-            x = block(x)
+            x = plain_block(block, x, rope)
         return x
 
     def take_network(self, classifier: "ClassTokenViT") -> None:
@@ -161,11 +171,11 @@ class ClassTokenViT(nn.Module):
             images: [B, 3, H, W], normalised.
             blocks: after which, ascending.
         """
-        x, kept = self._embed(images), []
+        x, rope, kept = self._embed(images), self._rotary(images), []
         for number, block in enumerate(self.blocks, 1):
-            x = block(x)
+            x = plain_block(block, x, rope)
             if number in blocks:
-                kept.append(x[:, self.num_tokens :])
+                kept.append(x[:, self.prefix :])
         return kept
 
     @torch.no_grad()
@@ -184,16 +194,17 @@ class ClassTokenViT(nn.Module):
             p2p_layers: last layers that the patch-to-patch attention averages.
             backend: of `kernels`.
         """
-        x = self._embed(images)
+        x, rope = self._embed(images), self._rotary(images)
         batch, classes = x.shape[0], self.num_classes
         total = torch.promote_types(images.dtype, torch.float32)
         weights = None if self.fusion is None else self.fusion(x.shape[1])
         attention = kernels.AttentionCapture(
-            self.num_tokens, len(self.blocks), c2p_layers, p2p_layers, backend, weights
+            self.prefix, len(self.blocks), c2p_layers, p2p_layers, backend, weights
         )
         for layer, block in enumerate(self.blocks):
-            x = captured_block(block, x, layer, attention)
+            x = captured_block(block, x, layer, attention, rope)
         c2p, p2p = attention.means()
+        c2p = c2p[:, :, : self.num_tokens]  # registers are no class
         c2p = c2p.expand(-1, -1, classes, -1)  # one class token is that of all classes
         tokens = self._head_tokens(x)
         if self.head is None:
@@ -206,14 +217,16 @@ class ClassTokenViT(nn.Module):
             logits = ranked_mean(cam, self.config.patch_decay)
         return Capture(cam, c2p.mean(0), c2p, p2p, tokens.to(total), logits.to(total))
 
-    def positions(self, height: int, width: int) -> Tensor:
-        """Position embedding [1, C + h*w, D] for an image of height x width pixels.
+    def positions(self, height: int, width: int) -> Tensor | None:
+        """Position embedding [1, C + h*w, D] for an image of height x width pixels, if there is.
 
         MCTformer's rule, kept to the letter: as trained only where the token count is the trained
         one and the image is square; else the class part stays and the patch part is resized
         bicubically with `scale_factor=((h + 0.1) / h0, (w + 0.1) / w0)`. MCTformer+ leaves the
         tenth out (`split_positions`).
         """
+        if self.pos_embed is None:
+            return None
         h, w = height // self.patch_size, width // self.patch_size
         if h * w == self.grid**2 and height == width:
             return self.pos_embed
@@ -233,14 +246,27 @@ class ClassTokenViT(nn.Module):
 
     def _embed(self, images: Tensor) -> Tensor:
         patches = self.patch_embed.norm(self.patch_embed.proj(images).flatten(2).transpose(1, 2))
-        classes = self.cls_token.expand(images.shape[0], -1, -1)
+        prefix: Tensor = self.cls_token
         positions = self.positions(images.shape[2], images.shape[3])
-        x: Tensor = self.norm_pre(torch.cat([classes, patches], dim=1) + positions)
+        if positions is not None:
+            prefix = prefix + positions[:, : self.num_tokens]
+            patches = patches + positions[:, self.num_tokens :]
+        if self.reg_token is not None:
+            prefix = torch.cat([prefix, self.reg_token], dim=1)
+        prefix = prefix.expand(len(images), -1, -1)
+        x: Tensor = self.norm_pre(torch.cat([prefix, patches], dim=1))
         return x
+
+    def _rotary(self, images: Tensor) -> Tensor | None:
+        """Rotary positions [N, 2 d] of the patches, as timm's network makes them."""
+        if self.rope is None:
+            return None
+        rope: Tensor = self.rope.get_embed(shape=self.patch_grid(images))
+        return rope
 
     def _head_tokens(self, x: Tensor) -> Tensor:
         """Patch tokens [B, N, D] as they enter the head."""
-        tokens = x[:, self.num_tokens :]
+        tokens = x[:, self.prefix :]
         return tokens if self.norm is None else self.norm(tokens)
 
     def _original_cam(self, tokens: Tensor, images: Tensor) -> Tensor:
@@ -256,26 +282,24 @@ def init_from_backbone(model: ClassTokenViT, weights: dict[str, Tensor]) -> None
 
     Class token and the class part of the position embedding are repeated for every class; the
     patch part is resized bicubically; the classification head is dropped, and the final norm where
-    the network has none.
+    the network has none. Class tokens start at random where the weights have none.
 
     Raises:
         WsssError: weights of another architecture.
     """
-    drop = ["head.", "head_dist.", "fc_norm.", *(["norm."] if model.norm is None else [])]
-    state = {
-        k: v for k, v in weights.items() if not k.startswith(tuple(drop)) and k != "dist_token"
-    }
+    drop = ["head.", "head_dist.", "fc_norm.", "attn_pool.", "mask_token", "dist_token"]
+    drop += [] if model.norm is not None else ["norm."]
+    state = {k: v for k, v in weights.items() if not k.startswith(tuple(drop))}
     own = model.state_dict()
     try:
-        token, positions = state.pop("cls_token"), state.pop("pos_embed")
-        classes, grid = model.num_tokens, model.grid
-        prefix = positions.shape[1] - math.isqrt(positions.shape[1]) ** 2  # 0 where patches only
-        patch_part = resize_positions(positions[:, prefix:], (grid, grid))
-        class_part = positions[:, :1] if prefix else torch.zeros_like(token[:, :1])
-        class_part = class_part.expand(-1, classes, -1)
-        state["cls_token"] = token[:, :1].expand(-1, classes, -1)
-        state["pos_embed"] = torch.cat([class_part, patch_part], dim=1)
+        classes = model.num_tokens
+        token = state.pop("cls_token", own["cls_token"][:, :0])
+        if token.shape[1]:
+            state["cls_token"] = token[:, :1].expand(-1, classes, -1)
+        if model.pos_embed is not None:
+            state["pos_embed"] = _positions(model, state.pop("pos_embed"))
         wanted = {k for k in own if not k.startswith(("head.", "fusion."))}
+        wanted -= set() if token.shape[1] else {"cls_token"}
         if state.keys() != wanted or any(state[k].shape != own[k].shape for k in wanted):
             odd = sorted((state.keys() ^ wanted) or
                          {k for k in wanted if state[k].shape != own[k].shape})  # fmt: skip
@@ -287,3 +311,11 @@ def init_from_backbone(model: ClassTokenViT, weights: dict[str, Tensor]) -> None
             "Give the file that belongs to this architecture.",
         ) from error
     model.load_state_dict(state, strict=False)
+
+
+def _positions(model: ClassTokenViT, found: Tensor) -> Tensor:
+    """Position embedding [1, C + N, D] out of a backbone's, with or without a class part."""
+    prefix = found.shape[1] - math.isqrt(found.shape[1]) ** 2  # 0 where patches only
+    patch_part = resize_positions(found[:, prefix:], (model.grid, model.grid))
+    class_part = found[:, :1] if prefix else torch.zeros_like(found[:, :1])
+    return torch.cat([class_part.expand(-1, model.num_tokens, -1), patch_part], dim=1)

@@ -64,9 +64,21 @@ class ClassifierConfig:
     def for_backbone(
         cls, arch: str, class_names: tuple[str, ...], image_size: int, **arch_options: Any
     ) -> "ClassifierConfig":
-        """A configuration with the preprocessing that the backbone's own weights expect."""
+        """A configuration with the preprocessing that the backbone's own weights expect.
+
+        Args:
+            arch: timm's name, also with the tag of weights, which is not kept:
+                vit_small_patch16_224.augreg_in21k.
+            class_names: the C classes.
+            image_size: training side in pixels.
+            arch_options: of the backbone.
+
+        Raises:
+            WsssError: weights that timm does not know.
+        """
         mean, std = preprocessing(arch)
-        return cls(class_names, arch, arch_options, image_size, mean=mean, std=std)
+        name, _, _ = arch.partition(".")
+        return cls(class_names, name, arch_options, image_size, mean=mean, std=std)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types; what makes other methods only where it is used."""

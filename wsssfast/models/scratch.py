@@ -29,7 +29,8 @@ def init_from_scratch(model: ClassTokenViT) -> None:
     """
     width = model.embed_dim
     torch.nn.init.normal_(model.cls_token)
-    model.pos_embed[:, model.num_tokens :] = _POSITIONS * _sine_cosine(model.grid, width)
+    if model.pos_embed is not None:
+        model.pos_embed[:, model.num_tokens :] = _POSITIONS * _sine_cosine(model.grid, width)
     for block in model.blocks:
         attention: Any = block.attn
         weight, heads = attention.qkv.weight, attention.num_heads

@@ -97,7 +97,7 @@ class LinearViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C + 1, h, w] of the patch grid."""
-        tokens = self.vit.encode(images)[:, self.vit.num_tokens :]
+        tokens = self.vit.encode(images)[:, self.vit.prefix :]
         scores: Tensor = self.decoder(self.norm(tokens)).transpose(1, 2)
         h, w = self.vit.patch_grid(images)
         return scores.reshape(*scores.shape[:2], h, w)

@@ -103,7 +103,7 @@ def classifier_task(
         held_out=held_out,
         samples=ClassifierSamples(dataset, config, options, len(model.blocks)),
         loss=partial(classifier_loss, contrast=options.contrast),
-        bare=("cls_token", "pos_embed"),
+        bare=("cls_token", "pos_embed", "reg_token"),
         new=("cls_token", "head.", "fusion."),
         score=lambda found: score_labels(model, found, workers),
         chosen_by="mAP",

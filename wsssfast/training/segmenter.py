@@ -229,7 +229,7 @@ def segmenter_task(
         held_out=held_out,
         samples=SegmenterSamples(dataset, labels, config, options, len(blocks) if blocks else 0),
         loss=partial(_loss, confidence=options.confidence),
-        bare=("net.vit.cls_token", "net.vit.pos_embed"),
+        bare=tuple(f"net.vit.{name}" for name in ("cls_token", "pos_embed", "reg_token")),
         new=tuple(f"net.{name}" for name in model.net.new),
         score=lambda found: score_masks(model, found, workers),
         chosen_by="mIoU",
