@@ -177,7 +177,7 @@ def ablate(
     found = read_ablation(out)
     write_json({**found.to_json(), "dataset": dataset.name, "split": dataset.split}, json_path)
     if report:
-        write_ablation_report(report, found, f"wsssfast: ablation on {dataset.name}, split "
+        write_ablation_report(report, [found], f"wsssfast: ablation on {dataset.name}, split "
                               f"{dataset.split}")  # fmt: skip
     if json_path != "-":
         _tell(found)
@@ -187,16 +187,14 @@ def ablate(
 
 
 def _tell(found: "Ablation") -> None:
-    from wsssfast.report.ablation import text_of
+    from wsssfast.report.ablation import NAMES, rows_of
 
     table(
         f"{len(found.scores)} settings over {found.images} images",
-        ["stage", "scales", "c2p layers", "p2p layers", "propagation", "related by", "ratio",
-         "alpha", "mIoU %", "threshold"],
+        [*NAMES.values(), "mIoU %", "threshold"],
         [
-            [*(text_of(value) for value in vars(setting).values()),
-             f"{100 * score['miou']:.2f}", f"{score['threshold']:.2f}"]
-            for setting, score in found.scores.items()
+            [*row.texts(), f"{row.mean:.2f}", f"{row.thresholds[0]:.2f}"]
+            for row in rows_of([found])
         ],
     )  # fmt: skip
     click.echo("The thresholds were tuned on these masks.")

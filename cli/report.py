@@ -1,6 +1,7 @@
 """`wsssfast report`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,10 +15,14 @@ from wsssfast.cli.options import (
     pick_device,
     progress,
     refuse,
+    table,
     writable_page,
     write_json,
 )
 from wsssfast.errors import WsssError
+
+if TYPE_CHECKING:
+    from wsssfast.report.ablation import Row
 
 _OF_CAMS = (
     "cams", "kind", "root", "split", "labels", "checkpoint", "scores", "label_shards", "training",
@@ -66,6 +71,9 @@ def _measured(
 @click.option("--measured", multiple=True, metavar="NAME=FILE", callback=_measured,
               help="With --paper: the --json file of a command. NAME is ablation, price, labels, "
               "seg, baseline-seg or coco-seg; again for more.")  # fmt: skip
+@click.option("--ablation", multiple=True, type=FILE,
+              help="Instead: the --json file of `ablate`; again for every classifier, for means "
+              "and spread.")  # fmt: skip
 @device_option
 @json_option
 @config_option
@@ -86,6 +94,7 @@ def report(
     ids: str | None,
     paper: bool,
     measured: dict[str, Path],
+    ablation: tuple[Path, ...],
     device: str,
     json_path: str | None,
 ) -> None:
@@ -99,14 +108,21 @@ def report(
       wsssfast report --cams cams --dataset voc --data-root VOCdevkit/VOC2012 \\
           --checkpoint classifier.safetensors --out report.html
       wsssfast report --paper --measured ablation=ablation.json --out paper.html
+      wsssfast report --ablation seed0.json --ablation seed1.json --out ablations.html
     """  # fmt: skip
+    if ablation:
+        refuse(ctx, [*_OF_CAMS[:-1], "paper", "measured"], "--cams, without --ablation")
+        _write_ablations(out, ablation, json_path)
+        return
     if paper:
         refuse(ctx, _OF_CAMS, "--cams, without --paper")
         _write_paper(out, measured)
         return
     refuse(ctx, ["measured"], "--paper")
     if cams is None:
-        raise WsssError("Expected the CAM shards to show, found none.", "Give --cams, or --paper.")
+        raise WsssError(
+            "Expected the CAM shards to show, found none.", "Give --cams, --paper or --ablation."
+        )
     from wsssfast.data import open_dataset
     from wsssfast.models.checkpoint import load_model
     from wsssfast.report import write_report
@@ -136,3 +152,28 @@ def _write_paper(out: Path, measured: dict[str, Path]) -> None:
 
     write_paper_report(out, read_measured(measured))
     click.echo(f"The page is at {out.resolve()}")
+
+
+def _write_ablations(out: Path, paths: tuple[Path, ...], json_path: str | None) -> None:
+    from wsssfast.ablation import read_ablation_files
+    from wsssfast.report.ablation import NAMES, rows_of, write_ablation_report
+
+    found = read_ablation_files(paths)
+    rows = rows_of(found)
+    write_ablation_report(out, found, f"wsssfast: ablation of {len(found)} classifiers")
+    write_json({"classifiers": len(found), "images": found[0].images,
+                "settings": [row.to_json() for row in rows]}, json_path)  # fmt: skip
+    if json_path == "-":
+        return
+    table(
+        f"{len(rows)} settings, {len(found)} classifiers, {found[0].images} images",
+        [*NAMES.values(), "mIoU %", "±", "gain", "±"],
+        [[*row.texts(), *_figures(row)] for row in rows],
+    )
+    click.echo(f"The page is at {out.resolve()}")
+
+
+def _figures(row: "Row") -> list[str]:
+    signed = (row.gain, "+.2f"), (row.gain_spread, ".2f")
+    told = [(row.mean, ".2f"), (row.spread, ".2f"), *signed]
+    return ["" if value is None else format(value, how) for value, how in told]

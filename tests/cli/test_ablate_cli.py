@@ -61,3 +61,24 @@ def test_the_unmodulated_model_has_fewer_stages(wsssfast, words, tmp_path):
     save_model(tiny_model(patch_head=False), tmp_path / "m.safetensors")
     code, text, _ = wsssfast(*words, "--alphas", "", "--ratios", "", "--c2p-ranges", "")
     assert code == 0 and "original+p2p" not in text and "original+c2p" in text
+
+
+def test_classifiers_side_by_side(wsssfast, words, tmp_path):
+    runs = []
+    for seed in range(2):
+        save_model(tiny_model(seed), tmp_path / "m.safetensors")
+        runs += ["--ablation", tmp_path / f"{seed}.json"]
+        code, _, err = wsssfast(*words, "--overwrite", "--json", runs[-1])
+        assert code == 0, err
+    page, summary = tmp_path / "both.html", tmp_path / "both.json"
+    code, text, err = wsssfast("report", *runs, "--out", page, "--json", summary)
+    assert code == 0 and "2 classifiers" in text and "gain" in text, err
+    assert "over 2 classifiers" in page.read_text()
+    rows = json.loads(summary.read_text())["settings"]
+    assert all(row["spread"] is not None for row in rows)
+    code, _, err = wsssfast("report", *runs, "--paper")
+    assert code == 2 and "without --ablation" in err
+    code, _, err = wsssfast("report", *runs[:2], *runs[:2])
+    assert code == 2 and "twice" in err
+    code, _, err = wsssfast("report", "--ablation", page)
+    assert code == 2 and "something else" in err

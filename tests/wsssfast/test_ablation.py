@@ -7,13 +7,19 @@ import pytest
 from PIL import Image
 from support import bytes_of, folder_dataset, tiny_model
 
-from wsssfast.ablation import Setting, ablate, read_ablation, settings_of
+from wsssfast.ablation import (
+    Setting,
+    ablate,
+    read_ablation,
+    read_ablation_files,
+    settings_of,
+)
 from wsssfast.cam_options import CamOptions
 from wsssfast.data import open_dataset
 from wsssfast.errors import WsssError
 from wsssfast.evaluate import evaluate_cams
 from wsssfast.export import export_cams
-from wsssfast.report.ablation import charts_of, write_ablation_report
+from wsssfast.report.ablation import charts_of, rows_of, write_ablation_report
 from wsssfast.shards import open_shards, verify_shards
 from wsssfast.shards.format import read_sidecar, write_sidecar
 
@@ -147,13 +153,58 @@ def test_the_page_shows_what_was_varied(tmp_path, root):
     out = tmp_path / "s"
     ablate(tiny_model(), open_dataset("folder", root), out, settings, BASE)
     ablation = read_ablation(out)
-    by_ratio, by_alpha = charts_of(ablation.scores)
+    rows = rows_of([ablation])
+    by_ratio, by_alpha = charts_of({row.setting: row.mean for row in rows})
     assert [line.name for line in by_alpha.lines] == ["ratio 0.1", "ratio 0.5"]
     assert [line.name for line in by_ratio.lines] == ["alpha 0", "alpha 1", "alpha 2"]
     assert all(len(line.path.split()) == 3 for line in by_alpha.lines)
     pages = [tmp_path / name / "a.html" for name in "ab"]
     for page in pages:
-        write_ablation_report(page, ablation, "an <ablation>")
+        write_ablation_report(page, [ablation], "an <ablation>")
     text = pages[0].read_text()
     assert text == pages[1].read_text() and "an &lt;ablation&gt;" in text
     assert text.count("<polyline") == 5 and text.count('<th scope="row">') == len(settings)
+
+
+def told(path, miou, named, **changes):
+    """The JSON of an ablation of the unmodulated and the final stage."""
+    settings = settings_of(BASE, stages=["original+c2p+p2p", "final"], propagations=["gather"],
+                           related_by=["tokens"])  # fmt: skip
+    rows = [{**setting.to_json(), "miou": value, "threshold": 0.3, "curve": []}
+            for setting, value in zip(settings, miou, strict=True)]  # fmt: skip
+    text = {"settings": rows, "weights": named, "flip": True, "precision": "fp32",
+            "include_self": True, "fuse": "product", "images": 3, "unreadable": {},
+            "dataset": "voc", "split": "val", **changes}  # fmt: skip
+    path.write_text(json.dumps(text))
+    return path
+
+
+def test_several_classifiers_have_means_and_spread(tmp_path):
+    paths = [
+        told(tmp_path / f"{n}.json", miou, f"w{n}")
+        for n, miou in enumerate([(0.5, 0.53), (0.6, 0.61), (0.55, 0.57)])
+    ]
+    runs = read_ablation_files(paths)
+    plain, final = rows_of(runs)
+    assert (plain.mean, plain.spread) == (pytest.approx(55), pytest.approx(5))
+    assert (plain.gain, plain.gain_spread) == (None, None)
+    assert (final.gain, final.gain_spread) == (pytest.approx(2), pytest.approx(1))
+    write_ablation_report(tmp_path / "a.html", runs, "three")
+    page = (tmp_path / "a.html").read_text()
+    assert "55.00 ± 5.00" in page and "+2.00 ± 1.00" in page and "over 3 classifiers" in page
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    one = told(tmp_path / "one.json", (0.5, 0.5), "a")
+    for changes, words in [
+        ({"split": "train"}, "of one data set"),
+        ({"weights": "a"}, "one of them twice"),
+        ({"settings": json.loads(one.read_text())["settings"][:1]}, "equal settings"),
+        ({"settings": []}, "something else"),
+        ({"settings": [{"stage": "final"}]}, "something else"),
+    ]:
+        other = told(tmp_path / "other.json", (0.5, 0.5), "b", **changes)
+        with pytest.raises(WsssError, match=words):
+            read_ablation_files([one, other])
+    with pytest.raises(WsssError, match="something else"):
+        read_ablation_files([tmp_path / "none.json"])

@@ -1,11 +1,10 @@
-"""`ablate`: the counts of many settings into score shards, resumably; and their scores."""
+"""`ablate`: the counts of many settings into score shards, resumably."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from wsssfast.shards.format import DEFAULT_SHARD_SIZE, FORMAT_VERSION, Sidecar
 from wsssfast.shards.reader import full_size
 from wsssfast.shards.resume import ExportSummary
 from wsssfast.shards.run import shard_run
-from wsssfast.shards.score_shards import ScoredImage, ScoreShards, write_score_shard
+from wsssfast.shards.score_shards import ScoredImage, write_score_shard
 from wsssfast.shards.writer import CamRecord
 from wsssfast.torchrun import own_cores
 from wsssfast.versions import versions
@@ -170,57 +169,3 @@ def _count(images: Sequence[tuple[CamRecord, Truth]], job: tuple[str, CamScorer,
     name, scorer, epsilon = job
     for record, truth in images:
         scorer.add_truth(truth, full_size(record.grids[name], record.image_size, epsilon))
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """The scores of a finished run.
-
-    Attributes:
-        scores: setting -> result of `CamScorer`.
-        failed: id -> reason of images that could not be scored.
-        images: how many were.
-        identity: what made the scores.
-    """
-
-    scores: dict[Setting, dict[str, Any]]
-    failed: dict[str, str]
-    images: int
-    identity: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        rows = [{**setting.to_json(), **found} for setting, found in self.scores.items()]
-        named = ("weights", "flip", "precision", "include_self", "fuse")
-        return {"settings": rows, **{key: self.identity[key] for key in named},
-                "images": self.images, "unreadable": self.failed}  # fmt: skip
-
-
-def read_ablation(folder: Path) -> Ablation:
-    """Add up the score shards of a folder.
-
-    Raises:
-        WsssError: no score shards there, missing or damaged ones, or not one image scored.
-    """
-    shards = ScoreShards(folder)
-    if shards.missing_shards:
-        raise WsssError(
-            f"Expected all score shards in {folder}, found {len(shards.missing_shards)} missing.",
-            "Run the same command again.",
-        )
-    if not shards.ids:
-        raise WsssError(
-            "Expected masks to score against, found none.", "Scoring needs a data set with masks."
-        )
-    truth, seen = shards.counts()
-    try:
-        settings = [Setting.from_json(told) for told in shards.identity["settings"]]
-        scorers = [CamScorer(shards.class_names, shards.identity["thresholds"]) for _ in settings]
-    except (TypeError, ValueError, KeyError) as error:
-        raise WsssError(
-            f"Expected settings and thresholds of an ablation in {folder}, found others: {error}."
-        ) from error
-    for scorer, counts in zip(scorers, seen, strict=True):
-        scorer.truth, scorer.seen, scorer.images = truth, counts, len(shards)
-    scores = {s: scorer.result() for s, scorer in zip(settings, scorers, strict=True)}
-    return Ablation(scores, shards.failed, len(shards), shards.identity)
