@@ -6,17 +6,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wsssfast import kernels
     from wsssfast.errors import WsssError
+    from wsssfast.hook import AttentionHook
     from wsssfast.models.checkpoint import load_model
-    from wsssfast.notebook import cams
+    from wsssfast.notebook import cams, mask_of, overlay
     from wsssfast.shards import open_shards
 
-__all__ = ["WsssError", "cams", "kernels", "load_model", "open_shards"]
+__all__ = [
+    "AttentionHook", "WsssError", "cams", "kernels", "load_model", "mask_of", "open_shards",
+    "overlay",
+]  # fmt: skip
 
 _HOMES = {
+    "AttentionHook": "wsssfast.hook",
     "WsssError": "wsssfast.errors",
     "cams": "wsssfast.notebook",
     "load_model": "wsssfast.models.checkpoint",
+    "mask_of": "wsssfast.notebook",
     "open_shards": "wsssfast.shards",
+    "overlay": "wsssfast.notebook",
 }
 
 

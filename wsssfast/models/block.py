@@ -31,16 +31,34 @@ def captured_block(
     """
     if not attention.wants(layer):
         return plain_block(block, x, rope)
-    attn = block.attn
-    query, key, value = _projections(attn, block.norm1(x), layer, attention)
+    attended = captured_attention(block.attn, block.norm1(x), layer, attention, rope)
+    x = x.add_(_scaled(block, 1, attended))
+    return x.add_(_scaled(block, 2, _perceptron(block.mlp, block.norm2(x))))
+
+
+def captured_attention(
+    attn: Any,
+    x: Tensor,
+    layer: int,
+    attention: kernels.AttentionCapture,
+    rope: Tensor | None = None,
+) -> Tensor:
+    """The attention of a block in evaluation mode, [B, T, D] to [B, T, D].
+
+    Args:
+        attn: timm's Attention or EvaAttention.
+        x: normed tokens.
+        layer: of the block, counted from 0, one that `attention` wants.
+        attention: takes it.
+        rope: as for `captured_block`.
+    """
+    query, key, value = _projections(attn, x, layer, attention)
     query, key = attn.q_norm(query), attn.k_norm(key)
     if rope is not None:  # in place: where queries and keys are kept, they are kept turned
         for tokens in (query, key):
             patches = tokens[:, :, attn.num_prefix_tokens :]
             patches.copy_(_turned(attn, patches, rope))
-    attended = attention.attend(layer, query, key, value, attn.scale)
-    x = x.add_(_scaled(block, 1, _output(attn, attended)))
-    return x.add_(_scaled(block, 2, _perceptron(block.mlp, block.norm2(x))))
+    return _output(attn, attention.attend(layer, query, key, value, attn.scale))
 
 
 def plain_block(block: Any, x: Tensor, rope: Tensor | None) -> Tensor:

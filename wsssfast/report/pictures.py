@@ -70,6 +70,15 @@ def heat_overlay(photo: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
     return _image(grey * (1 - cover) + heat_colours(values) * cover)
 
 
+def mask_overlay(photo: Image.Image, mask: Mask) -> Image.Image:
+    """A mask [h, w], of any size, in VOC's palette over a photo; its background is the photo's."""
+    resized = np.asarray(Image.fromarray(mask).resize(photo.size, Image.Resampling.NEAREST))
+    colours = mask_palette()[resized].astype(np.float32)
+    cover = np.where(resized > 0, 0.55, 0.0)[..., None].astype(np.float32)
+    pixels = np.asarray(photo, np.float32)
+    return _image(pixels * (1 - cover) + colours * cover)
+
+
 def mask_picture(mask: Mask, size: tuple[int, int]) -> Image.Image:
     """A mask [H, W] in VOC's palette, as a palette image of (width, height)."""
     picture = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
