@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 OUT ?= demo-out
 TOGETHER := --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all docs lint clean
 
 demo: $(VENV)/.ready
 	$(BIN)/wsssfast demo --out $(OUT)
@@ -16,6 +16,10 @@ test: $(VENV)/.ready
 
 test-all: $(VENV)/.ready
 	$(BIN)/python -m pytest $(TOGETHER) -m "not gpu"
+
+docs: $(VENV)/.ready
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
+	@echo "The pages are at $(CURDIR)/build/docs/index.html"
 
 # Type-checked as installed: checkers cannot follow the editable layout.
 lint: $(VENV)/.ready
@@ -29,7 +33,7 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "wsssfast needs Python 3.11 or later; set PYTHON=..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable ".[test]"
+	$(PIP) --editable ".[test,docs]"
 	$(PIP) --editable ".[crf]" || \
 	    echo "pydensecrf could not be built (it needs g++ and the Python headers); all else works."
 	touch $@

@@ -30,7 +30,7 @@ class AttentionHook:
     """Captures the attention of a forward pass without holding it.
 
     While the hook is on, the network computes what it always computes, layer by layer through
-    `kernels.AttentionCapture`. For evaluation: what runs is without gradients.
+    `kernels.AttentionCapture`. For evaluation: what runs is without gradients. ::
 
         with AttentionHook(vit) as hook:
             features = vit.forward_features(images)
