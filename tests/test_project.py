@@ -50,6 +50,35 @@ def test_imports_go_from_cli_to_library_to_kernels():
                 assert not name.startswith("wsssfast.cli"), path
 
 
+def layers():
+    """Unit -> number of its line in the diagram of docs/architecture.md, from below."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    lines = text.split(":name: layers\n\n")[1].split("```")[0].strip().splitlines()
+    return {name: -n for n, line in enumerate(lines) for name in line.split(", ")}
+
+
+def unit(name, known):
+    """The part of the diagram that a module belongs to; None for other packages."""
+    parts = name.split(".")
+    if parts[0] != "wsssfast":
+        return None
+    return parts[1] if len(parts) > 1 and parts[1] in known else "__init__"
+
+
+def test_imports_go_down_the_diagram():
+    known = layers()
+    files = {p.stem if p.parent == ROOT / "wsssfast" else p.relative_to(ROOT / "wsssfast").parts[0]
+             for p in SOURCES if p.is_relative_to(ROOT / "wsssfast")}  # fmt: skip
+    assert set(known) == files | {"cli", "kernels"}
+    for path in SOURCES:
+        part, *rest = path.relative_to(ROOT).with_suffix("").parts
+        own = rest[0] if part == "wsssfast" else part
+        for name in imports(path):
+            other = unit(name, known) if name and "." in name else None
+            if other and other != own:
+                assert known[other] < known[own], f"{path} imports {name}"
+
+
 def test_files_stay_short_and_finished():
     for path in SOURCES + sorted((ROOT / "tests").rglob("*.py")):
         assert len(path.read_text().splitlines()) <= 400, path
