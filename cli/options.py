@@ -4,7 +4,6 @@ import json
 import os
 import re
 import sys
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
@@ -15,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from wsssfast.errors import SOME_UNREADABLE, WsssError, listing
+from wsssfast.parse import toml_of
 from wsssfast.torchrun import torchrun_worker
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ def _config_value(path: Path, key: str, value: Any, parameter: click.Parameter) 
 def _read_values(ctx: click.Context, path: Path) -> dict[str, Any]:
     """Values of a TOML file by parameter name, each checked against its option."""
     try:
-        with path.open("rb") as file:
-            found = tomllib.load(file)
+        found = toml_of(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # not TOML, or not UTF-8
         raise WsssError(f"Expected a TOML file at {path}: {error}") from error
     known = {

@@ -1,7 +1,6 @@
 """`wsssfast reproduce`."""
 
 import sys
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ import click
 
 from wsssfast.cli.options import FILE, device_option, pick_device, table, write_json
 from wsssfast.errors import WORKER_FAILED, WsssError
+from wsssfast.parse import json_of, toml_of
 
 if TYPE_CHECKING:
     from wsssfast.data.dataset import Dataset
@@ -23,11 +23,11 @@ _SPLITS = ("train-split", "score-split", "val-split")
 def _recipe(name: str, changes: Path | None) -> dict[str, Any]:
     """The shipped recipe with a file's changes in it."""
     shipped = Path(str(resources.files("wsssfast.recipes"))) / "reproduce" / f"{name}.toml"
-    recipe = tomllib.loads(shipped.read_text(encoding="utf-8"))
+    recipe = toml_of(shipped.read_text(encoding="utf-8"))
     if changes is None:
         return recipe
     try:
-        found = tomllib.loads(changes.read_text(encoding="utf-8"))
+        found = toml_of(changes.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WsssError(f"Expected a TOML file at {changes}: {error}") from error
     for key, value in found.items():
@@ -150,11 +150,10 @@ def _price(plan: "Plan", dataset: "Dataset", test_images: int, seconds: float, d
 
 
 def _tell_price(out: Path, dataset: "Dataset", test_images: int, gpus: int) -> None:
-    import json
 
     from wsssfast.reproduce import disk_bytes
 
-    stages = json.loads((out / "price.json").read_text(encoding="utf-8"))["stages"]
+    stages = json_of((out / "price.json").read_text(encoding="utf-8"))["stages"]
     table(
         f"{len(dataset):,} images to learn from, {test_images:,} to segment",
         ["step", "images/s", "hours"],

@@ -12,6 +12,7 @@ from typing import Any
 from wsssfast.data.dataset import Dataset
 from wsssfast.errors import INTERRUPTED, SOME_UNREADABLE, WsssError
 from wsssfast.files import publish
+from wsssfast.parse import json_of
 from wsssfast.shards.format import canonical
 
 _STATE = "done.json"
@@ -150,7 +151,7 @@ def run_steps(
         WsssError: a step failed.
     """
     state = out / _STATE
-    before: dict[str, int] = json.loads(state.read_text()) if state.is_file() else {}
+    before = _finished(state)
     done: dict[str, int] = {}
     digest = hashlib.sha256()
     for number, step in enumerate(steps, 1):
@@ -175,6 +176,18 @@ def run_steps(
         text = json.dumps(done, indent=1)
         publish(state, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
     return max(done.values(), default=0)
+
+
+def _finished(state: Path) -> dict[str, int]:
+    """Step -> exit code of the steps that are done."""
+    try:
+        found = json_of(state.read_text(encoding="utf-8")) if state.is_file() else {}
+        return {str(key): int(code) for key, code in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise WsssError(
+            f"Expected the list of finished steps in {state}, found something else: {error}.",
+            "Remove it: steps that are done say so and end at once.",
+        ) from error
 
 
 def _run(line: Sequence[str]) -> int:

@@ -1,6 +1,5 @@
 """The scores of finished ablations: out of score shards, or out of the JSON of `ablate`."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from wsssfast.ablation.settings import Setting
 from wsssfast.errors import WsssError
 from wsssfast.evaluate import CamScorer
+from wsssfast.parse import json_of
 from wsssfast.shards.score_shards import ScoreShards
 
 _NAMED = ("weights", "flip", "precision", "include_self", "fuse")
@@ -96,7 +96,7 @@ def read_ablation_files(paths: Sequence[Path]) -> list[Ablation]:
     runs, data = [], []
     for path in paths:
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
+            told = json_of(path.read_text(encoding="utf-8"))
             runs.append(Ablation.from_json(told))
             data.append((told["dataset"], told["split"], runs[-1].images))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

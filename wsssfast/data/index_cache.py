@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsssfast.data.coco_index import AnnotationTexts, CocoIndex, read_index
+from wsssfast.parse import json_of
 
 FORMAT = 1
 LEAST = 16 << 20  # bytes of an instances file that is worth a cache
@@ -92,22 +93,22 @@ def _load(path: Path, identity: dict[str, Any]) -> CocoIndex | None:
         if not kept.is_file() or kept.stat().st_size > identity["size"]:
             return None
         return _unpack(kept.read_bytes(), identity)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError):
-        return None  # RecursionError is a RuntimeError
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
 
 
 def _unpack(data: bytes, identity: dict[str, Any]) -> CocoIndex:
     """The index in a cache file.
 
     Raises:
-        ValueError, KeyError, TypeError, OverflowError, RecursionError: it is of another file, or
-            says what cannot be.
+        ValueError, KeyError, TypeError, OverflowError: it is of another file, or says what cannot
+            be.
     """
     content = memoryview(data)[32:]
     if hashlib.sha256(content).digest() != data[:32]:
         raise ValueError("damaged")
     end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(bytes(content[8:end]))
+    header = json_of(bytes(content[8:end]))
     if header["identity"] != identity:
         raise ValueError("of another file")
     splits = np.cumsum([0, *map(int, header["sizes"])]).tolist()

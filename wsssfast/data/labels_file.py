@@ -1,7 +1,6 @@
 """Image-level labels from a file: JSON, CSV, or the field's pickled `cls_labels.npy`."""
 
 import csv
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from wsssfast.data.safe_pickle import read_npy
 from wsssfast.errors import WsssError, listing
+from wsssfast.parse import json_of
 
 Labels = dict[str, tuple[int, ...]]
 _NUMBERS = (int, float, np.number, np.bool_)
@@ -106,8 +106,8 @@ def match_labels(labels: Mapping[str, tuple[int, ...]], ids: Iterable[str], know
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = json_of(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise WsssError(f"Expected JSON at {path}: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(v, list) for v in found.values()):
         raise WsssError(f"Expected {{id: [classes]}} in {path}, found another structure.")

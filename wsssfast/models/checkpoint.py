@@ -26,6 +26,7 @@ from wsssfast.models.affinity_weights import load_published
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.models.classifier_config import ClassifierConfig
 from wsssfast.models.segmenter import Segmenter, SegmenterConfig
+from wsssfast.parse import json_of
 
 _Loaded = TypeVar("_Loaded", Segmenter, AffinityNet)
 FORMAT_VERSION = 1
@@ -219,7 +220,7 @@ def _read_own(
 ) -> tuple[_Config, dict[str, Tensor]]:
     try:
         with safetensors.safe_open(path, "pt") as file:
-            meta: dict[str, Any] = json.loads((file.metadata() or {}).get("wsssfast", "{}"))
+            meta: dict[str, Any] = json_of((file.metadata() or {}).get("wsssfast", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         kind, version = meta.get("kind"), meta.get("version")
         if kind != wanted:

@@ -1,6 +1,5 @@
 """One HTML page: every published table beside what was measured here."""
 
-import json
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wsssfast.errors import WsssError
+from wsssfast.parse import json_of
 from wsssfast.report.page import write_page
 
 # what can be measured -> the command that does, with --json
@@ -64,7 +64,7 @@ def read_measured(named: Mapping[str, Path]) -> dict[str, Any]:
         if name not in KINDS:
             raise WsssError(f"Expected measured figures of {', '.join(KINDS)}, found {name!r}.")
         try:
-            found[name] = json.loads(path.read_text(encoding="utf-8"))
+            found[name] = json_of(path.read_text(encoding="utf-8"))
             tables_of({name: found[name]})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise WsssError(

@@ -1,6 +1,5 @@
 """The scores of the stages, read and checked, beside the published ones."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from wsssfast.errors import WsssError
 from wsssfast.kernels import STAGES
+from wsssfast.parse import json_of
 
 # mIoU in % of the paper's Tables 2, 4 and 5 (Li et al., 2025): VOC train, DeiT-S, full size. It
 # gives none for original+c2p.
@@ -89,11 +89,11 @@ def read_scores(path: Path) -> dict[str, Any]:
         WsssError: no such file, or another kind of file.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json_of(path.read_text(encoding="utf-8"))
         stages = found["stages"] if "stages" in found else {found["stage"]: found}
         if not isinstance(stages, dict):
             raise TypeError("its stages are no object")
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise WsssError(
             f"Expected scores in {path}: {error}.",
             "Make them with `wsssfast evaluate cams --json`.",

@@ -11,6 +11,7 @@ from typing import Any
 
 from wsssfast.errors import WsssError, listing
 from wsssfast.files import publish
+from wsssfast.parse import json_of
 
 FORMAT_VERSION = 1  # readers read every version up to their own
 DEFAULT_SHARD_SIZE = 512
@@ -89,7 +90,7 @@ def read_sidecar(path: Path) -> Sidecar:
     match = _NAME.fullmatch(path.name)
     try:
         text = path.read_text(encoding="ascii")
-        body = json.loads(text)
+        body = json_of(text)
         if not isinstance(body, dict):
             raise ValueError("it is no object")
         if text != canonical(body) + "\n":
@@ -116,7 +117,7 @@ def read_sidecar(path: Path) -> Sidecar:
         if path.name != f"{sidecar.stem}.json":
             raise ValueError("it was renamed")
         return sidecar
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise WsssError(
             f"Expected the sidecar of a shard at {path}, found a damaged file: {error}.",
             "Delete it and run the export again: only this shard is redone.",

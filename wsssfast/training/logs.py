@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from wsssfast.files import publish
+from wsssfast.parse import json_of
 
 NAME = "log.jsonl"
 
@@ -58,7 +59,7 @@ def read_log(out: Path) -> list[dict[str, Any]]:
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            line = json.loads(text)
+            line = json_of(text)
         except ValueError:  # a line that a kill cut short
             continue
         if isinstance(line, dict) and "step" in line:

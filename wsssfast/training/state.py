@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wsssfast.errors import WsssError
 from wsssfast.files import publish
+from wsssfast.parse import json_of
 from wsssfast.shards.format import require_same_identity
 
 FORMAT_VERSION = 1
@@ -72,7 +73,7 @@ def load_state(
         return Progress()
     try:
         with safetensors.safe_open(path, "pt") as file:
-            meta = json.loads((file.metadata() or {})["wsssfast"])
+            meta = json_of((file.metadata() or {})["wsssfast"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if meta["kind"] != "training" or meta["version"] != FORMAT_VERSION:
             raise ValueError(f"kind {meta['kind']}, version {meta['version']}")
