@@ -199,7 +199,9 @@ def _run(line: Sequence[str]) -> int:
     with subprocess.Popen(line, process_group=0) as process:
         while process.poll() is None:
             try:
-                process.wait()
+                process.wait(1)  # a signal that came just before a wait without end would be lost
+            except subprocess.TimeoutExpired:
+                continue
             except KeyboardInterrupt:
                 interrupted = True
                 process.terminate()

@@ -123,7 +123,7 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
     assert ran[5:] == ["b", "c", "d"]
 
 
-def test_an_end_reaches_the_running_step_once(tmp_path):
+def test_an_end_reaches_the_running_step_once(tmp_path, request):
     code = (
         "import pathlib, signal, sys, time\n"
         "told = []\n"
@@ -140,6 +140,9 @@ def test_an_end_reaches_the_running_step_once(tmp_path):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
+    # a shell that starts the tests in the background has them ignore SIGINT
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
     Thread(target=end, daemon=True).start()
     assert reproduce._run([sys.executable, "-c", code, str(tmp_path / "told")]) == 4
     assert (tmp_path / "told").read_text() == "T"

@@ -93,8 +93,8 @@ def _load(path: Path, identity: dict[str, Any]) -> CocoIndex | None:
         if not kept.is_file() or kept.stat().st_size > identity["size"]:
             return None
         return _unpack(kept.read_bytes(), identity)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return None
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError):
+        return None  # RuntimeError: a user without a home
 
 
 def _unpack(data: bytes, identity: dict[str, Any]) -> CocoIndex:
