@@ -150,7 +150,6 @@ def _price(plan: "Plan", dataset: "Dataset", test_images: int, seconds: float, d
 
 
 def _tell_price(out: Path, dataset: "Dataset", test_images: int, gpus: int) -> None:
-
     from wsssfast.reproduce import disk_bytes
 
     stages = json_of((out / "price.json").read_text(encoding="utf-8"))["stages"]

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Callable
 from typing import Any
 
 
@@ -11,10 +12,7 @@ def json_of(text: str | bytes) -> Any:
     Raises:
         ValueError: it is none, or its brackets go deeper than Python's stack.
     """
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("its brackets go too deep") from error
+    return _parsed(json.loads, text)
 
 
 def toml_of(text: str) -> dict[str, Any]:
@@ -23,7 +21,12 @@ def toml_of(text: str) -> dict[str, Any]:
     Raises:
         ValueError: it is none, or its brackets go deeper than Python's stack.
     """
+    found: dict[str, Any] = _parsed(tomllib.loads, text)
+    return found
+
+
+def _parsed(parse: Callable[[Any], Any], text: str | bytes) -> Any:
     try:
-        return tomllib.loads(text)
+        return parse(text)
     except RecursionError as error:
         raise ValueError("its brackets go too deep") from error

@@ -101,7 +101,7 @@ def write_ablation_report(out: Path, ablations: Sequence[Ablation], title: str) 
         rows=rows,
         best=max(row.mean for row in rows),
         charts=charts_of({row.setting: row.mean for row in rows}),
-        failed=[pair for run in ablations for pair in run.failed.items()],
+        failed=list({i: why for run in ablations for i, why in run.failed.items()}.items()),
     )  # fmt: skip
 
 
