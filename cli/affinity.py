@@ -114,7 +114,7 @@ def train_affinity(
     from wsssfast.shards.label_shards import LabelShards
     from wsssfast.training.affinity_run import CELLS, affinity_task, label_cells
     from wsssfast.training.fit import fit
-    from wsssfast.training.folder import open_run
+    from wsssfast.training.folder import run_folder
     from wsssfast.training.starts import start_of
     from wsssfast.training.workers import join_workers
 
@@ -131,10 +131,10 @@ def train_affinity(
         **click.get_current_context().params,
         "dataset": dataset.name, "split": dataset.split,
     }  # fmt: skip
-    with join_workers(pick_device(device)) as workers:
-        workers.first_does(
-            lambda: open_run(out, dataset, None, settings, resume=resume, overwrite=overwrite)
-        )
+    with (
+        join_workers(pick_device(device)) as workers,
+        run_folder(out, dataset, None, settings, workers, resume=resume, overwrite=overwrite),
+    ):
         on_gpu = workers.device != "cpu" and crf_backend != "pydensecrf" and refine == "crf"
         with watching("labels of cells", None) as watch:
             label_cells(

@@ -92,7 +92,7 @@ def train_seg(
     from wsssfast.models.segmenter import SegmenterConfig
     from wsssfast.shards import LabelShards
     from wsssfast.training.fit import fit
-    from wsssfast.training.folder import open_run
+    from wsssfast.training.folder import run_folder
     from wsssfast.training.segmenter import TrueMasks, segmenter_task, with_labels
     from wsssfast.training.starts import start_of
     from wsssfast.training.workers import join_workers
@@ -117,10 +117,12 @@ def train_seg(
     }  # fmt: skip
     with join_workers(pick_device(device)) as workers:
         _, task = segmenter_task(dataset, masks, config, options, workers, start, held_out)
-        workers.first_does(
-            lambda: open_run(out, dataset, held_out, settings, resume=resume, overwrite=overwrite)
-        )
-        with progress("train-seg", workers.first) as report:
+        with (
+            run_folder(
+                out, dataset, held_out, settings, workers, resume=resume, overwrite=overwrite
+            ),
+            progress("train-seg", workers.first) as report,
+        ):
             done = fit(task, options, out, run=run, workers=workers, report=report)
         if not workers.first:
             return

@@ -118,7 +118,7 @@ def train(
     from wsssfast.models.classifier_config import ClassifierConfig
     from wsssfast.training.classifier import classifier_task
     from wsssfast.training.fit import fit
-    from wsssfast.training.folder import open_run
+    from wsssfast.training.folder import run_folder
     from wsssfast.training.workers import join_workers
 
     if val_split and holdout:
@@ -143,10 +143,12 @@ def train(
         ClassTokenViT(config)  # refuses what is no backbone before its weights are looked for
         backbone = None if pretrained == "none" else backbone_weights(arch, pretrained)
         _, task = classifier_task(dataset, config, options, workers, backbone, held_out)
-        workers.first_does(
-            lambda: open_run(out, dataset, held_out, settings, resume=resume, overwrite=overwrite)
-        )
-        with progress("train", workers.first) as report:
+        with (
+            run_folder(
+                out, dataset, held_out, settings, workers, resume=resume, overwrite=overwrite
+            ),
+            progress("train", workers.first) as report,
+        ):
             done = fit(task, options, out, run=run, workers=workers, report=report)
         if not workers.first:
             return

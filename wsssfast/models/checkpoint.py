@@ -13,20 +13,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from wsssfast.data.voc import CLASS_NAMES as VOC_CLASSES
 from wsssfast.errors import WsssError
-from wsssfast.files import publish
 from wsssfast.models.affinity import AffinityConfig, AffinityNet
 from wsssfast.models.affinity_weights import load_published
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.models.classifier_config import ClassifierConfig
+from wsssfast.models.sealed import read_sealed, write_sealed
 from wsssfast.models.segmenter import Segmenter, SegmenterConfig
-from wsssfast.parse import json_of
 
 _Loaded = TypeVar("_Loaded", Segmenter, AffinityNet)
 FORMAT_VERSION = 1
@@ -48,12 +45,8 @@ def save_model(
     meta = {"version": FORMAT_VERSION, "kind": model.kind, "config": model.config.to_json()}
     if training:
         meta["training"] = training
-    state = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = save(state, {"wsssfast": json.dumps(meta, sort_keys=True)})
-    publish(path, lambda partial: partial.write_bytes(content))
+    write_sealed(path, model.state_dict(), meta)
 
 
 def load_model(path: str | Path) -> ClassTokenViT:
@@ -157,8 +150,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise WsssError(f"Expected weights at {path}, found none.")
     try:
         if _is_safetensors(path):
-            with safetensors.safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return read_sealed(path)[1]
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way inside torch's unpickler
         raise WsssError(
@@ -219,9 +211,7 @@ def _read_own(
     path: Path, wanted: str, config: Callable[[dict[str, Any]], _Config]
 ) -> tuple[_Config, dict[str, Tensor]]:
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            meta: dict[str, Any] = json_of((file.metadata() or {}).get("wsssfast", "{}"))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        meta, state = read_sealed(path)
         kind, version = meta.get("kind"), meta.get("version")
         if kind != wanted:
             found = f"a checkpoint of kind {kind!r}" if kind else "weights without description"
@@ -235,9 +225,10 @@ def _read_own(
                 "Update wsssfast.",
             )
         return config(meta["config"]), state
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WsssError(
-            f"Expected a checkpoint at {path}, found a damaged file: {error}"
+            f"Expected a checkpoint at {path}, found a damaged file: {error}.",
+            "Get it again, or train it again.",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Who writes into a folder of shards: one run, or several workers that share its shards out.
+"""Who writes into a folder: one run, or several workers that share its shards out.
 
 POSIX record locks on one small file. The system drops them with the process that holds them,
 however it ends, so nothing has to be cleaned up; they reach over NFS to other machines.
@@ -16,6 +16,7 @@ from wsssfast.errors import WsssError
 from wsssfast.files import output_folder
 
 NAME = ".wsssfast.lock"
+_REMEDY = "Wait for it, choose another --out, or start all of them with --worker i/n."
 _DOOR = 1 << 40  # the byte of the worker that is coming in
 _HELD = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without them say
@@ -80,38 +81,39 @@ class FolderLock:
 
 
 @contextmanager
-def folder_lock(out: Path, shared_for: str = "") -> Iterator[FolderLock]:
+def folder_lock(out: Path, shared_for: str = "", remedy: str = _REMEDY) -> Iterator[FolderLock]:
     """Keep other runs out of a folder for as long as this one writes there.
 
     Args:
         out: the folder; made where absent.
         shared_for: let other workers in that come for the same purpose, told by this text; alone
             where it is empty.
+        remedy: what to do where another run is there.
 
     Raises:
         WsssError: it is no folder, or another run is writing there.
     """
-    output_folder(out, "the shards")
+    output_folder(out, "the results")
     descriptor = os.open(out / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         lock = FolderLock(descriptor)
         if shared_for:
-            _come_in(lock, out, shared_for)
+            _come_in(lock, out, shared_for, remedy)
         elif not lock.alone():
-            raise _occupied(out)
+            raise _occupied(out, remedy)
         yield lock
     finally:
         os.close(descriptor)
 
 
-def _come_in(lock: FolderLock, out: Path, purpose: str) -> None:
+def _come_in(lock: FolderLock, out: Path, purpose: str, remedy: str) -> None:
     """Share the folder; the first worker says what for, the others must have come for that."""
     with lock.turn():
         if lock.alone():
             lock.say(purpose)
             lock.share()
         elif not lock.share():
-            raise _occupied(out)
+            raise _occupied(out, remedy)
         elif not lock.heard(purpose):
             raise WsssError(
                 f"Expected workers of one configuration in {out}, found another's at work.",
@@ -119,8 +121,7 @@ def _come_in(lock: FolderLock, out: Path, purpose: str) -> None:
             )
 
 
-def _occupied(out: Path) -> WsssError:
+def _occupied(out: Path, remedy: str) -> WsssError:
     return WsssError(
-        f"Expected to be the only run that writes into {out}, found another at work.",
-        "Wait for it, choose another --out, or start all of them with --worker i/n.",
+        f"Expected to be the only run that writes into {out}, found another at work.", remedy
     )

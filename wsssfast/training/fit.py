@@ -15,9 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from wsssfast.errors import INTERRUPTED, WORKER_FAILED, WsssError
+from wsssfast.errors import INTERRUPTED, WsssError
 from wsssfast.precision import autocast
 from wsssfast.training.logs import Logs
+from wsssfast.training.mishaps import telling_mishaps
 from wsssfast.training.optimise import build_optimiser, rate_at, set_rate
 from wsssfast.training.options import RunOptions, Schedule
 from wsssfast.training.samples import Sample, StepKeys, collate, drawn_by
@@ -110,7 +111,8 @@ def fit(
 
     Raises:
         WsssError: a batch that does not divide among the workers, fewer images than a batch, a loss
-            that is not finite, or (code 4) an interruption; the state is saved then.
+            that is not finite, what `telling_mishaps` tells, or (code 4) an interruption; the state
+            is saved then.
     """
     run, workers = run or RunOptions(), workers or Workers()
     length = len(task.samples)  # type: ignore[arg-type]
@@ -121,35 +123,13 @@ def fit(
     total = options.epochs * per_epoch
     if progress.step >= total:
         return progress
-    loop = _Loop(task, options, out, run, workers, optimiser, progress, per_epoch, report)
-    with interruption() as asked:
+    with telling_mishaps(out, workers.device), interruption() as asked:
+        loop = _Loop(task, options, out, run, workers, optimiser, progress, per_epoch, report)
         try:
-            try:
-                loop.run(range(progress.step, total), length, asked)
-            finally:
-                loop.close()
-        except (RuntimeError, OSError, EOFError) as error:
-            if _loader_died(error):
-                raise WsssError(
-                    f"A loader process died: {error}.",
-                    "Often memory ran out: reduce --loader-workers, then run the same command "
-                    "again.",
-                    WORKER_FAILED,
-                ) from error
-            if not isinstance(error, OSError):
-                raise
-            raise WsssError(
-                f"Expected room and the right to write in {out}: {error.strerror or error}.",
-                "Mend it and run the same command again: it goes on from the state saved last.",
-            ) from error
+            loop.run(range(progress.step, total), length, asked)
+        finally:
+            loop.close()
     return progress
-
-
-def _loader_died(error: Exception) -> bool:
-    """Whether a loader process was killed: PyTorch's own error, or that of reading from one."""
-    if isinstance(error, RuntimeError):
-        return "DataLoader worker (pid" in str(error)
-    return isinstance(error, (ConnectionError, EOFError))
 
 
 def require_sizes(length: int, options: Schedule, workers: Workers) -> None:

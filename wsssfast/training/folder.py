@@ -2,30 +2,38 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from wsssfast.data.dataset import Dataset
 from wsssfast.errors import WsssError
-from wsssfast.files import output_folder, require_empty
+from wsssfast.files import require_empty, telling_no_room
+from wsssfast.shards import lock
+from wsssfast.shards.lock import folder_lock
 from wsssfast.training import logs, state
+from wsssfast.training.workers import Workers
 from wsssfast.versions import versions
 
 LISTS = ("train-ids.txt", "held-out-ids.txt")
 _OURS = (state.NAME, logs.NAME, "last.safetensors", "best.safetensors", "options.json", *LISTS)
 _FOLDERS = ("tensorboard", "cells")
+_REMEDY = "Wait for it, or choose another --out."
 
 
-def open_run(
+@contextmanager
+def run_folder(
     out: Path,
     dataset: Dataset,
     held_out: Dataset | None,
     settings: dict[str, Any],
+    workers: Workers,
     *,
     resume: bool,
     overwrite: bool,
-) -> None:
-    """Make the folder ready, and write down options and ids; done by one worker only.
+) -> Iterator[None]:
+    """Keep other runs out of the folder, make it ready, and write down options and ids.
 
     Args:
         out: folder of the run.
@@ -33,22 +41,41 @@ def open_run(
         held_out: what is scored, if anything; its ids go to `held-out-ids.txt`. Both files serve
             as --split.
         settings: the resolved options, for `options.json`.
+        workers: of the run; the first does it, the others wait.
         resume: whether a run in `out` may be continued.
         overwrite: discard a run in `out` first.
 
     Raises:
-        WsssError: a folder that cannot be used.
+        WsssError: a folder that cannot be used, or another run is writing there.
     """
-    output_folder(out, "the run")
+    with ExitStack() as held:
+
+        def begin() -> None:
+            held.enter_context(folder_lock(out, remedy=_REMEDY))
+            with telling_no_room(out):
+                _make_ready(out, dataset, held_out, settings, resume, overwrite)
+
+        workers.first_does(begin)
+        yield
+
+
+def _make_ready(
+    out: Path,
+    dataset: Dataset,
+    held_out: Dataset | None,
+    settings: dict[str, Any],
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    for unfinished in out.glob(".*.partial"):  # of runs that were killed
+        unfinished.unlink()
     if overwrite:
         for name in _OURS:
             (out / name).unlink(missing_ok=True)
-        for partial in out.glob(".*.partial"):
-            partial.unlink()
         for name in _FOLDERS:
             shutil.rmtree(out / name, ignore_errors=True)
     if not resume:
-        require_empty(out)
+        require_empty(out, besides=lock.NAME)
     if (out / "last.safetensors").exists() and not (out / state.NAME).exists():
         raise WsssError(
             f"Expected a run to continue in {out}, found a checkpoint without {state.NAME}.",

@@ -4,19 +4,15 @@ Weights, optimiser state and step travel together, so that no two files can disa
 needs no state: it is a function of seed, epoch and index.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from wsssfast.errors import WsssError
-from wsssfast.files import publish
-from wsssfast.parse import json_of
+from wsssfast.models.sealed import read_sealed, write_sealed
 from wsssfast.shards.format import require_same_identity
 
 FORMAT_VERSION = 1
@@ -55,9 +51,7 @@ def save_state(
         for key, value in values.items():
             tensors[f"optimiser.{index}.{key}"] = value
     meta = {"version": FORMAT_VERSION, "kind": "training", "identity": identity, **vars(progress)}
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = save(ready, {"wsssfast": json.dumps(meta, sort_keys=True)})
-    publish(out / NAME, lambda partial: partial.write_bytes(content))
+    write_sealed(out / NAME, tensors, meta)
 
 
 def load_state(
@@ -72,9 +66,7 @@ def load_state(
     if not path.is_file():
         return Progress()
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            meta = json_of((file.metadata() or {})["wsssfast"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        meta, tensors = read_sealed(path)
         if meta["kind"] != "training" or meta["version"] != FORMAT_VERSION:
             raise ValueError(f"kind {meta['kind']}, version {meta['version']}")
         require_same_identity(meta["identity"], identity, out)
@@ -87,7 +79,7 @@ def load_state(
             scaler=dict(meta["scaler"]),
             seconds=float(meta["seconds"]),
         )
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise WsssError(
             f"Expected the state of a training run at {path}, found a damaged file: {error}.",
             "Start anew with --overwrite, or in another folder.",

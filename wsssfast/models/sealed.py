@@ -1,0 +1,62 @@
+"""One safetensors file: tensors, and a JSON document that also holds the checksum of both.
+
+safetensors itself has no checksum: a flipped bit would be one wrong weight.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from wsssfast.files import publish
+from wsssfast.parse import json_of
+
+_KEY = "wsssfast"
+_SEAL = "sha256"
+
+
+def write_sealed(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write both into one file; an earlier one stays until this one is complete.
+
+    Args:
+        path: of the file.
+        tensors: by name, on any device.
+        about: plain JSON types.
+    """
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = json.loads(json.dumps(about))  # as it will be read
+    content = save(ready, {_KEY: json.dumps({**plain, _SEAL: _digest(ready, plain)})})
+    publish(path, lambda partial: partial.write_bytes(content))
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The document, empty where there is none, and the tensors of a file.
+
+    Raises:
+        ValueError: damaged, or no such file.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            about = json_of((file.metadata() or {}).get(_KEY, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(about, dict):
+        raise ValueError(f"its description is {str(about)[:40]}")
+    seal = about.pop(_SEAL, None)
+    if seal is not None and seal != _digest(tensors, about):
+        raise ValueError("its checksum is that of another content")
+    return about, tensors
+
+
+def _digest(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
