@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from importlib import import_module
 
 import click
@@ -68,6 +69,12 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread: what that meets on a full disk, the run itself tells."""
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)
+
+
 def _keep_memory_flat() -> None:
     """Over the many sizes of a data set's images, memory would grow by 30 % (docs/export.md)."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # of 1024 shapes' code
@@ -79,6 +86,7 @@ def _keep_memory_flat() -> None:
 def run() -> None:
     """Entry point: one line on stderr and an exit code for everything a user can mend."""
     signal.signal(signal.SIGTERM, _interrupt)
+    threading.excepthook = _thread_failed
     _keep_memory_flat()
     try:
         main(prog_name="wsssfast", standalone_mode=False)

@@ -33,6 +33,10 @@ def watching(title: str, log: str | None) -> Iterator[Watch]:
             watches[log] = stack.enter_context(_log(Path(log)))
 
         def watch(event: str, facts: dict[str, Any]) -> None:
+            if event == "damaged":
+                with suppress(OSError, ValueError):
+                    told = f"{facts['shard']} is damaged ({facts['reason']}) and made anew"
+                    click.echo(f"{title}: {told}.", err=True)
             for name, tell in tuple(watches.items()):
                 try:
                     tell(event, facts)

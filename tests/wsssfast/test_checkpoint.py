@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import BACKBONE, CLASSIFIER, needs_shared, tiny_model
+from tampering import flips
 
 from wsssfast.errors import WsssError
 from wsssfast.models.checkpoint import load_model, save_model, weights_hash
@@ -21,6 +22,15 @@ def test_round_trip_keeps_weights_and_configuration(tmp_path):
     assert weights_hash(again) == weights_hash(model)
     assert not again.training
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["model.safetensors"]
+
+
+def test_any_flipped_byte_is_found(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_model(tiny_model(), path)
+    for place in flips(path):
+        with pytest.raises(WsssError):
+            print(place, load_model(path))
+    assert load_model(path)
 
 
 def test_hash_is_of_the_weights_alone(tmp_path):

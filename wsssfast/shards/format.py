@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wsssfast.errors import WsssError, listing
-from wsssfast.files import publish
+from wsssfast.files import publish, sha256_of
 from wsssfast.parse import json_of
 
 FORMAT_VERSION = 1  # readers read every version up to their own
@@ -122,6 +122,19 @@ def read_sidecar(path: Path) -> Sidecar:
             f"Expected the sidecar of a shard at {path}, found a damaged file: {error}.",
             "Delete it and run the export again: only this shard is redone.",
         ) from error
+
+
+def damage_of(folder: Path, sidecar: Sidecar) -> str:
+    """What is wrong with a shard's file by its size and checksum; empty where nothing is."""
+    path = folder / f"{sidecar.stem}.h5"
+    try:
+        if path.stat().st_size != sidecar.file_bytes:
+            return f"{path.stat().st_size} bytes, expected {sidecar.file_bytes}"
+        if sha256_of(path) != sidecar.file_sha256:
+            return "its contents were changed: the checksum does not fit"
+    except OSError as error:
+        return str(error.strerror)
+    return ""
 
 
 def sidecars(folder: Path, kind: str) -> Iterator[Sidecar]:

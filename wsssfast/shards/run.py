@@ -9,7 +9,7 @@ from typing import Any
 
 from wsssfast.errors import WsssError
 from wsssfast.pace import Pace, Watch
-from wsssfast.shards.format import Sidecar, canonical, shard_stem, stored_bytes
+from wsssfast.shards.format import Sidecar, canonical, damage_of, shard_stem, stored_bytes
 from wsssfast.shards.lock import FolderLock, folder_lock
 from wsssfast.shards.resume import (
     ExportSummary,
@@ -47,7 +47,9 @@ class ShardRun:
         """Numbers of shards that no other worker has in hand and that are not done.
 
         A worker begins with shards of its own, every n-th, and goes on with those that no other
-        has begun: a slow or dead worker's are done by the others, or by the next run.
+        has begun: a slow or dead worker's are done by the others, or by the next run. What was done
+        before this run is checked by the worker whose own it is, and done anew where its bytes are
+        not those that were written.
 
         Args:
             current: whether a shard that was done before this run can stay as it is.
@@ -58,6 +60,11 @@ class ShardRun:
                 continue
             finished = done_shard(self._out, self._kind, index, self._count)
             anew = finished != self._done.get(index)  # by another worker meanwhile
+            if finished and not anew and index % workers == rank:
+                damage = damage_of(self._out, finished)
+                if damage:
+                    self.pace.tell("damaged", shard=finished.stem, reason=damage)
+                    finished = None
             if finished and (anew or current(index, finished)):
                 with self._counting:
                     self.summary.add(finished, written=False)
@@ -106,7 +113,7 @@ def shard_run(
         resume: whether a folder that holds shards of this identity is continued.
         overwrite: discard the shards of this kind in `out` first; not with several workers.
         worker: (i, n), this is the i-th of n that share the folder, from 0.
-        watch: told of what happens, as `Pace` tells: "begin", "images", "shard" and "end".
+        watch: told of what happens, as `Pace` tells: "begin", "images", "damaged", "shard", "end".
         begin: more facts of "begin".
 
     Raises:

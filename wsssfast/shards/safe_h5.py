@@ -43,7 +43,7 @@ def shard_errors(path: Path) -> Iterator[None]:
         reason = "file not found" if isinstance(error, FileNotFoundError) else error
         raise WsssError(
             f"Expected an HDF5 shard at {path}: {str(reason)[:200]}.",
-            "Run `wsssfast verify` on its folder.",
+            "Run the command that made it again: what is damaged is made anew.",
         ) from error
 
 

@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsssfast.errors import WsssError
-from wsssfast.files import sha256_of
-from wsssfast.shards.format import Sidecar, kind_of, read_sidecar, shard_stem
+from wsssfast.shards.format import Sidecar, damage_of, kind_of, read_sidecar, shard_stem
 from wsssfast.shards.reader import open_shards
 
 
@@ -46,7 +45,7 @@ def verify_shards(folder: Path) -> Verdict:
         verdict.shards += 1
         verdict.images += len(sidecar.ids)
         verdict.failed.update(sidecar.failed)
-        problem = _check_file(folder / f"{sidecar.stem}.h5", sidecar)
+        problem = damage_of(folder, sidecar)
         if problem:
             verdict.problems.append(f"{sidecar.stem}.h5: {problem}")
         else:
@@ -67,17 +66,6 @@ def verify_shards(folder: Path) -> Verdict:
     if not verdict.problems:
         verdict.problems += _check_structure(folder)
     return verdict
-
-
-def _check_file(path: Path, sidecar: Sidecar) -> str:
-    try:
-        if path.stat().st_size != sidecar.file_bytes:
-            return f"{path.stat().st_size} bytes, expected {sidecar.file_bytes}"
-        if sha256_of(path) != sidecar.file_sha256:
-            return "its contents were changed: the checksum does not fit"
-    except OSError as error:
-        return str(error.strerror)
-    return ""
 
 
 def _check_structure(folder: Path) -> list[str]:
