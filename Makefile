@@ -28,6 +28,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	rm -rf build && $(PIP) --no-deps --target build/lint .
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p wsssfast
+	cd build/lint && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml ../../tests/typed/user.py
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

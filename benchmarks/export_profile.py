@@ -23,6 +23,7 @@ from wsssfast.cam_options import CamOptions
 from wsssfast.export import export_cams
 from wsssfast.models.checkpoint import load_model
 from wsssfast.models.classifier_config import ClassifierConfig
+from wsssfast.shards.run import Filling
 
 KINDS = {  # of the table: operators by their own time
     "linear layers": ("addmm", "mm", "linear"),
@@ -65,7 +66,11 @@ def main() -> None:
         profile(activities=[ProfilerActivity.CPU]) as profiler,
     ):
         export_cams(
-            model, dataset, Path(folder), options, watch=lambda event, facts: told.update(facts)
+            model,
+            dataset,
+            Path(folder),
+            options,
+            filling=Filling(watch=lambda event, facts: told.update(facts)),
         )
     seconds = told["seconds"]
     shares: dict[str, float] = {}

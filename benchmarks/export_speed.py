@@ -37,6 +37,7 @@ from wsssfast.models.checkpoint import load_model
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.models.classifier_config import ClassifierConfig
 from wsssfast.preprocess import resize, to_tensor
+from wsssfast.shards.run import Filling
 
 
 @torch.no_grad()
@@ -123,7 +124,7 @@ def main() -> None:
         told: dict[str, Any] = {}
         export_cams(
             model, some, out, options, batch_size=args.batch_size,
-            watch=lambda event, facts: told.update(facts),
+            filling=Filling(watch=lambda event, facts: told.update(facts)),
         )  # fmt: skip
         for what, share in told["waiting"].items():
             waiting[what] += share * told["seconds"]

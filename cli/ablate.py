@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from wsssfast.cli.cam_options import cam_options, numbers
+from wsssfast.cli.filling import filling_options
 from wsssfast.cli.network_options import pace_options
 from wsssfast.cli.options import (
     FILE,
@@ -16,19 +17,17 @@ from wsssfast.cli.options import (
     finish,
     json_option,
     pick_device,
-    resume_options,
     shards_told,
     table,
-    worker_option,
     writable_page,
     write_json,
 )
-from wsssfast.cli.watching import log_option, watching
 from wsssfast.errors import WsssError
 from wsssfast.torchrun import own_cores
 
 if TYPE_CHECKING:
     from wsssfast.ablation import Ablation
+    from wsssfast.cli.filling import BeginFilling
 
 F = TypeVar("F", bound=Callable[..., Any])
 _STAGES = "original,original+p2p,original+c2p,original+c2p+p2p,modulated,final"
@@ -99,10 +98,8 @@ def _variations(command: F) -> F:
 @cam_options
 @device_option
 @pace_options
-@worker_option
-@resume_options
+@filling_options
 @click.option("--report", type=FILE, callback=writable_page, help="Write an HTML page of it.")
-@log_option
 @json_option
 @config_option
 def ablate(
@@ -125,11 +122,8 @@ def ablate(
     batch_size: int | None,
     decode_workers: int | None,
     shard_size: int,
-    worker: tuple[int, int],
-    resume: bool,
-    overwrite: bool,
+    filling: "BeginFilling",
     report: Path | None,
-    log: str | None,
     json_path: str | None,
     **method: Any,
 ) -> None:
@@ -164,11 +158,10 @@ def ablate(
     )  # fmt: skip
     dataset = open_dataset(kind, root, split, labels)
     model.to(own_device(pick_device(device)))
-    with watching("ablate", log) as watch:
+    with filling("ablate") as how:
         summary = score(
             model, dataset, out, settings, CamOptions(**method), shard_size=shard_size,
-            batch_size=batch_size, decode_workers=decode_workers or own_cores(), resume=resume,
-            overwrite=overwrite, worker=worker, watch=watch,
+            batch_size=batch_size, decode_workers=decode_workers or own_cores(), filling=how,
         )  # fmt: skip
     if summary.others_shards:
         click.echo(f"{shards_told(summary)} The last worker to end tells the scores.")

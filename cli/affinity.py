@@ -112,6 +112,7 @@ def train_affinity(
     from wsssfast.models.affinity import AffinityConfig
     from wsssfast.shards import CamShards
     from wsssfast.shards.label_shards import LabelShards
+    from wsssfast.shards.run import Filling
     from wsssfast.training.affinity_run import CELLS, affinity_task, label_cells
     from wsssfast.training.fit import fit
     from wsssfast.training.folder import run_folder
@@ -141,7 +142,7 @@ def train_affinity(
                 shards, dataset, out, how,
                 device=workers.device, backend=crf_backend,
                 crf_workers=crf_workers or (1 if on_gpu or refine == "none" else own_cores()),
-                worker=(workers.rank, workers.world), watch=watch,
+                filling=Filling(worker=(workers.rank, workers.world), watch=watch),
             )  # fmt: skip
         workers.gather(None)  # all labels are there
         cells = LabelShards(out / CELLS)

@@ -2,11 +2,12 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from wsssfast.cli.cam_options import cam_options
+from wsssfast.cli.filling import filling_options
 from wsssfast.cli.network_options import network_options, open_data, predicted
 from wsssfast.cli.options import (
     FILE,
@@ -17,13 +18,13 @@ from wsssfast.cli.options import (
     json_option,
     pick_device,
     recipe_option,
-    resume_options,
     shards_told,
-    worker_option,
     write_json,
 )
-from wsssfast.cli.watching import log_option, watching
 from wsssfast.torchrun import own_cores
+
+if TYPE_CHECKING:
+    from wsssfast.cli.filling import BeginFilling
 
 
 @click.command()
@@ -39,9 +40,7 @@ from wsssfast.torchrun import own_cores
 @cam_options
 @device_option
 @network_options
-@worker_option
-@resume_options
-@log_option
+@filling_options
 @recipe_option("cams")
 @json_option
 @config_option
@@ -58,10 +57,7 @@ def export_cams(
     batch_size: int | None,
     decode_workers: int | None,
     shard_size: int,
-    worker: tuple[int, int],
-    resume: bool,
-    overwrite: bool,
-    log: str | None,
+    filling: "BeginFilling",
     recipe: str | None,
     json_path: str | None,
     **method: Any,
@@ -92,11 +88,10 @@ def export_cams(
     model = load_model(checkpoint)
     dataset = open_data(kind, root, split, labels, model.config.class_names)
     model.to(own_device(pick_device(device)))
-    with watching("export-cams", log) as watch:
+    with filling("export-cams") as how:
         summary = export(
             model, dataset, out, options, shard_size=shard_size, batch_size=batch_size,
-            decode_workers=decode_workers or own_cores(), resume=resume, overwrite=overwrite,
-            worker=worker, watch=watch,
+            decode_workers=decode_workers or own_cores(), filling=how,
         )  # fmt: skip
     write_json(asdict(summary), json_path)
     if json_path != "-":

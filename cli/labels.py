@@ -2,11 +2,12 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from wsssfast.cli.cam_options import cam_options
+from wsssfast.cli.filling import filling_options
 from wsssfast.cli.network_options import network_options, open_data, predicted
 from wsssfast.cli.options import (
     FILE,
@@ -19,9 +20,7 @@ from wsssfast.cli.options import (
     pick_device,
     recipe_option,
     refuse,
-    resume_options,
     shards_told,
-    worker_option,
     write_json,
 )
 from wsssfast.cli.refine_options import (
@@ -32,11 +31,13 @@ from wsssfast.cli.refine_options import (
     pick_crf,
     walk_options,
 )
-from wsssfast.cli.watching import log_option, watching
 from wsssfast.errors import WsssError
 from wsssfast.torchrun import own_cores
 
 _NETWORK = ("predict_above", "batch_size", "decode_workers", "shard_size")
+
+if TYPE_CHECKING:
+    from wsssfast.cli.filling import BeginFilling
 
 
 @click.command()
@@ -65,9 +66,7 @@ _NETWORK = ("predict_above", "batch_size", "decode_workers", "shard_size")
 @cam_options
 @device_option
 @network_options
-@worker_option
-@resume_options
-@log_option
+@filling_options
 @json_option
 @config_option
 @click.pass_context
@@ -93,10 +92,7 @@ def export_labels(
     crf_backend: Literal["auto", "pydensecrf", "torch", "triton"],
     crf_workers: int | None,
     device: str,
-    worker: tuple[int, int],
-    resume: bool,
-    overwrite: bool,
-    log: str | None,
+    filling: "BeginFilling",
     json_path: str | None,
     **others: Any,
 ) -> None:
@@ -147,8 +143,7 @@ def export_labels(
     place = "cpu" if cams and refine == "none" else own_device(pick_device(device))
     on_gpu = place != "cpu" and crf_backend != "pydensecrf"
     made: dict[str, Any] = {
-        "backend": crf_backend, "network": network, "worker": worker,
-        "resume": resume, "overwrite": overwrite,
+        "backend": crf_backend, "network": network,
         "crf_workers": crf_workers or (1 if refine == "none" or on_gpu else own_cores()),
     }  # fmt: skip
     missing: list[str] = []
@@ -159,7 +154,7 @@ def export_labels(
             stage, background, background_exponent, refine, crf, certainty, walk=walk
         )
 
-    with watching("export-labels", log) as watch:
+    with filling("export-labels") as how:
         if cams:
             from wsssfast.labels import export_labels as export
             from wsssfast.shards import CamShards
@@ -173,7 +168,7 @@ def export_labels(
             missing = shards.missing_names
             summary = export(
                 shards, out, options(stage, shards.class_names), dataset, device=place,
-                watch=watch, **made,
+                filling=how, **made,
             )  # fmt: skip
         else:
             from wsssfast.cam_options import CamOptions
@@ -192,7 +187,7 @@ def export_labels(
             dataset = open_data(kind, root, split, labels, model.config.class_names)
             summary = export_labels_of_images(
                 model.to(place), dataset, out, computed, options(stage, dataset.class_names),
-                watch=watch, **run, **made,
+                filling=how, **run, **made,
             )  # fmt: skip
     write_json({**asdict(summary), "missing_shards": missing}, json_path)
     if json_path != "-":

@@ -2,11 +2,12 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from wsssfast.cli.cam_options import numbers
+from wsssfast.cli.filling import filling_options
 from wsssfast.cli.network_options import open_images
 from wsssfast.cli.options import (
     FILE,
@@ -19,14 +20,14 @@ from wsssfast.cli.options import (
     progress,
     recipe_option,
     refuse,
-    resume_options,
     shards_told,
-    worker_option,
     write_json,
 )
 from wsssfast.cli.refine_options import CRF, crf_constants, pick_crf
-from wsssfast.cli.watching import log_option, watching
 from wsssfast.torchrun import own_cores
+
+if TYPE_CHECKING:
+    from wsssfast.cli.filling import BeginFilling
 
 
 @click.command()
@@ -74,9 +75,7 @@ from wsssfast.torchrun import own_cores
 @click.option("--png", type=FILE, help="Write the masks as palette PNG files into a folder too.")
 @click.option("--archive", type=FILE, help="Write VOC's results archive (.tgz) for its server too.")
 @device_option
-@worker_option
-@resume_options
-@log_option
+@filling_options
 @json_option
 @config_option
 @click.pass_context
@@ -102,10 +101,7 @@ def predict(
     png: Path | None,
     archive: Path | None,
     device: str,
-    worker: tuple[int, int],
-    resume: bool,
-    overwrite: bool,
-    log: str | None,
+    filling: "BeginFilling",
     json_path: str | None,
     **constants: Any,
 ) -> None:
@@ -141,11 +137,11 @@ def predict(
         require_voc(names, checkpoint)
     dataset = open_images(kind, root, split, labels, names)
     place = own_device(pick_device(device))
-    with watching("predict", log) as watch:
+    with filling("predict") as how:
         summary = run(
             checkpoint, dataset, out, options, device=place, backend=crf_backend,
             workers=workers or (own_cores() if place == "cpu" else 1), shard_size=shard_size,
-            resume=resume, overwrite=overwrite, worker=worker, watch=watch,
+            filling=how,
         )  # fmt: skip
     write_json(asdict(summary), json_path)
     if json_path != "-":

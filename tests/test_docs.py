@@ -1,9 +1,11 @@
 """The pages: they build, every command is in them, and what they show can be run."""
 
+import json
 import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -14,6 +16,7 @@ from support import folder_dataset, random_image, tiny_model
 from wsssfast.cam_options import CamOptions
 from wsssfast.cli.main import COMMANDS, main
 from wsssfast.data import open_dataset
+from wsssfast.demo import CLASSIFIER
 from wsssfast.export import export_cams
 from wsssfast.models.checkpoint import save_model
 
@@ -44,6 +47,7 @@ def documented_commands():
 
 def test_the_pages_build_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "docs", tmp_path / "out"]
+    command += ["-D", "nb_execution_mode=off"]  # the next test runs it, in a short form
     done = subprocess.run(
         [*map(str, command), "-d", str(tmp_path / "cache")],
         cwd=ROOT, capture_output=True, text=True, check=False,
@@ -51,6 +55,20 @@ def test_the_pages_build_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "out" / "commands.html").read_text()
     assert "--related-by" in page and "--holdout" in page
+
+
+def test_the_notebook_runs(monkeypatch):
+    """Every cell, with a training of one epoch; `make docs` runs it in full."""
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setattr("wsssfast.demo.CLASSIFIER", replace(CLASSIFIER, epochs=1))
+    cells = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) == 6 and not any(cell.get("outputs") for cell in cells)
+    names = {}
+    for n, text in enumerate(code):
+        exec(compile(text, f"cell {n}", "exec"), names)
+    assert set(names["scores"]) == set(names["CAMS"].stages)
+    assert names["c2p"].shape == (1, 1, 196)
 
 
 def test_every_command_and_page_is_listed():
@@ -63,6 +81,7 @@ def test_every_command_and_page_is_listed():
     index = (ROOT / "docs" / "index.md").read_text()
     for page in PAGES[1:]:
         assert page.stem == "index" or f"\n{page.stem}\n" in index
+    assert "\nnotebook\n" in index
 
 
 def test_commands_that_are_shown_have_these_options():

@@ -12,11 +12,10 @@ from wsssfast.memory import most_images
 from wsssfast.models.checkpoint import weights_hash
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.models.segmenter import Segmenter
-from wsssfast.pace import Watch
 from wsssfast.pipeline import NO_CAM, ShardWork, compute_shards
 from wsssfast.shards.format import DEFAULT_SHARD_SIZE, MOST_SHARDS, Sidecar
 from wsssfast.shards.resume import ExportSummary
-from wsssfast.shards.run import shard_run
+from wsssfast.shards.run import ALONE, Filling, shard_run
 from wsssfast.shards.writer import write_cam_shard
 from wsssfast.versions import versions
 
@@ -30,10 +29,7 @@ def export_cams(
     shard_size: int = DEFAULT_SHARD_SIZE,
     batch_size: int | None = None,
     decode_workers: int = 2,
-    resume: bool = True,
-    overwrite: bool = False,
-    worker: tuple[int, int] = (0, 1),
-    watch: Watch = lambda event, facts: None,
+    filling: Filling = ALONE,
 ) -> ExportSummary:
     """Export the CAMs of a data set.
 
@@ -48,10 +44,7 @@ def export_cams(
         shard_size: images a shard.
         batch_size: most images of equal size in one forward pass; by size and device where None.
         decode_workers: decoding threads.
-        resume: whether a folder that holds shards of this configuration is continued.
-        overwrite: discard the shards in `out` first; not with several workers.
-        worker: (i, n), this is the i-th of n that share the folder, from 0.
-        watch: told of what happens, as `Pace` tells: "begin", "images", "shard" and "end".
+        filling: how the folder is continued, shared with other workers and watched.
 
     Raises:
         WsssError: `out` holds another configuration, another run is writing there, the classes
@@ -73,7 +66,7 @@ def export_cams(
     }  # fmt: skip
     with shard_run(
         out, "cams", who, {n: len(items) for n, items in enumerate(shards)}, len(shards),
-        resume=resume, overwrite=overwrite, worker=worker, watch=watch, begin=begin,
+        filling=filling, begin=begin,
     ) as run:  # fmt: skip
 
         def current(index: int, finished: Sidecar) -> bool:

@@ -21,13 +21,12 @@ from wsssfast.label_options import VIT, LabelOptions, label_identity
 from wsssfast.makers import makers, records_of, write_records
 from wsssfast.models.checkpoint import weights_hash
 from wsssfast.models.classifier import ClassTokenViT
-from wsssfast.pace import Watch
 from wsssfast.pipeline import ShardWork, compute_shards
 from wsssfast.pseudo_labels import NOT_FINITE
 from wsssfast.shards.format import DEFAULT_SHARD_SIZE, Sidecar
 from wsssfast.shards.reader import CamShards
 from wsssfast.shards.resume import ExportSummary
-from wsssfast.shards.run import shard_run
+from wsssfast.shards.run import ALONE, Filling, shard_run
 from wsssfast.shards.writer import CamRecord, as_stored
 from wsssfast.versions import versions
 
@@ -44,10 +43,7 @@ def export_labels(
     backend: CrfBackend = "auto",
     network: Path | None = None,
     crf_workers: int = 1,
-    resume: bool = True,
-    overwrite: bool = False,
-    worker: tuple[int, int] = (0, 1),
-    watch: Watch = lambda event, facts: None,
+    filling: Filling = ALONE,
 ) -> ExportSummary:
     """Make a label shard of each CAM shard: the same images, number and count.
 
@@ -62,10 +58,7 @@ def export_labels(
         backend: of the CRF.
         network: checkpoint of the AffinityNet that `options.walk` names.
         crf_workers: processes that refine, on a CPU.
-        resume: whether a folder that holds shards of this configuration is continued.
-        overwrite: discard the label shards in `out` first; not with several workers.
-        worker: (i, n), this is the i-th of n that share the folder, from 0.
-        watch: told of what happens, as `Pace` tells: "begin", "images", "shard" and "end".
+        filling: how the folder is continued, shared with other workers and watched.
 
     Returns:
         What was done; `failed` are the images that have no CAM, or whose file cannot be read.
@@ -89,8 +82,7 @@ def export_labels(
     count = next(iter(shards.sidecars.values())).count
     with (
         shard_run(
-            out, "labels", who, sizes, count, resume=resume, overwrite=overwrite, worker=worker,
-            watch=watch, begin=_begin(maker, crf_workers),
+            out, "labels", who, sizes, count, filling=filling, begin=_begin(maker, crf_workers),
         ) as run,
         makers(maker, crf_workers, Event()) as make,
     ):  # fmt: skip
@@ -127,10 +119,7 @@ def export_labels_of_images(
     shard_size: int = DEFAULT_SHARD_SIZE,
     batch_size: int | None = None,
     decode_workers: int = 2,
-    resume: bool = True,
-    overwrite: bool = False,
-    worker: tuple[int, int] = (0, 1),
-    watch: Watch = lambda event, facts: None,
+    filling: Filling = ALONE,
 ) -> ExportSummary:
     """From images to label shards; CAMs are never stored.
 
@@ -148,10 +137,7 @@ def export_labels_of_images(
         shard_size: images a shard.
         batch_size: as of `export_cams`.
         decode_workers: decoding threads.
-        resume: whether a folder that holds shards of this configuration is continued.
-        overwrite: discard the label shards in `out` first; not with several workers.
-        worker: (i, n), this is the i-th of n that share the folder, from 0.
-        watch: told of what happens, as `Pace` tells: "begin", "images", "shard" and "end".
+        filling: how the folder is continued, shared with other workers and watched.
 
     Raises:
         WsssError: as of `export_cams` and `export_labels`.
@@ -177,8 +163,7 @@ def export_labels_of_images(
     with (
         shard_run(
             out, "labels", who, {n: len(items) for n, items in enumerate(shards)}, len(shards),
-            resume=resume, overwrite=overwrite, worker=worker, watch=watch,
-            begin=_begin(maker, crf_workers),
+            filling=filling, begin=_begin(maker, crf_workers),
         ) as run,
         makers(maker, crf_workers, stop) as make,
     ):  # fmt: skip

@@ -26,14 +26,13 @@ from wsssfast.makers import (
 )
 from wsssfast.memory import CRF_BYTES, usable_memory
 from wsssfast.models.checkpoint import load_again, load_segmenter, weights_hash
-from wsssfast.pace import Watch
 from wsssfast.precision import Precision, autocast
 from wsssfast.pseudo_labels import energies, refined
 from wsssfast.segment import SegmentOptions, probabilities
 from wsssfast.shards.format import DEFAULT_SHARD_SIZE, FORMAT_VERSION, Sidecar
 from wsssfast.shards.label_shards import LabelRecord
 from wsssfast.shards.resume import ExportSummary
-from wsssfast.shards.run import shard_run
+from wsssfast.shards.run import ALONE, Filling, shard_run
 from wsssfast.torchrun import own_cores
 from wsssfast.versions import versions
 
@@ -167,10 +166,7 @@ def predict(
     backend: CrfBackend = "auto",
     workers: int = 1,
     shard_size: int = DEFAULT_SHARD_SIZE,
-    resume: bool = True,
-    overwrite: bool = False,
-    worker: tuple[int, int] = (0, 1),
-    watch: Watch = lambda event, facts: None,
+    filling: Filling = ALONE,
 ) -> ExportSummary:
     """Segment every image of a data set; labels of its items are not looked at.
 
@@ -183,10 +179,7 @@ def predict(
         backend: of the CRF.
         workers: processes of one thread each, on a CPU.
         shard_size: images a shard.
-        resume: whether a folder that holds shards of this configuration is continued.
-        overwrite: discard the label shards in `out` first; not with several workers.
-        worker: (i, n), this is the i-th of n that share the folder, from 0.
-        watch: told of what happens, as `Pace` tells: "begin", "images", "shard" and "end".
+        filling: how the folder is continued, shared with other workers and watched.
 
     Raises:
         WsssError: another kind of checkpoint or other classes, `out` holds another configuration,
@@ -230,7 +223,7 @@ def predict(
     with (
         shard_run(
             out, "labels", who, {n: len(items) for n, items in enumerate(shards)}, len(shards),
-            resume=resume, overwrite=overwrite, worker=worker, watch=watch, begin=begin,
+            filling=filling, begin=begin,
         ) as run,
         makers(maker, workers, Event()) as make,
     ):  # fmt: skip

@@ -30,6 +30,7 @@ from wsssfast.models.segmenter import Segmenter, SegmenterConfig
 from wsssfast.predict import PredictOptions, predict
 from wsssfast.segment import SegmentOptions
 from wsssfast.shards import CamShards
+from wsssfast.shards.run import Filling
 
 NETWORK = "network.safetensors"
 MADE_FROM = {"labels": ("cams",), "walk": ("cams", "network"), "masks": ("segmenter",)}
@@ -52,7 +53,7 @@ def start(out: Path, worker: tuple[int, int], kind: str) -> int:
     try:
         dataset = open_dataset("synthetic", None, "val:24")
         model = tiny_model(classes=dataset.class_names)
-        names = dataset.class_names
+        names, filling = dataset.class_names, Filling(worker=worker)
         if kind == "network":
             torch.manual_seed(0)
             save_model(AffinityNet(AffinityConfig(names, "vit", tiny_config(names))), out)
@@ -61,9 +62,9 @@ def start(out: Path, worker: tuple[int, int], kind: str) -> int:
             save_model(Segmenter(SegmenterConfig(names, "vit", tiny_config(names))), out)
         elif kind == "masks":
             options = PredictOptions(SegmentOptions((0.5, 1.0)), Pairwise(4, 3, 83, 5, 3))
-            predict(out.parent / NETWORK, dataset, out, options, shard_size=2, worker=worker)
+            predict(out.parent / NETWORK, dataset, out, options, shard_size=2, filling=filling)
         elif kind == "cams":
-            export_cams(model, dataset, out, CamOptions(), shard_size=2, worker=worker)
+            export_cams(model, dataset, out, CamOptions(), shard_size=2, filling=filling)
         else:
             refine, walk, network = "crf", None, None
             if kind == "walk":
@@ -72,7 +73,7 @@ def start(out: Path, worker: tuple[int, int], kind: str) -> int:
             options = LabelOptions("final", background_exponent=(1, 12), refine=refine, walk=walk)
             export_labels(
                 CamShards(out.parent / "cams"), out, options, dataset, network=network,
-                worker=worker,
+                filling=filling,
             )  # fmt: skip
         code = 0
     finally:

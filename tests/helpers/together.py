@@ -16,6 +16,7 @@ from wsssfast.cam_options import CamOptions
 from wsssfast.data import open_dataset
 from wsssfast.export import export_cams
 from wsssfast.models.checkpoint import load_model
+from wsssfast.shards.run import Filling
 
 
 def work(out: Path, what: str, batch_size: int | None, worker: tuple[int, int]) -> None:
@@ -27,7 +28,13 @@ def work(out: Path, what: str, batch_size: int | None, worker: tuple[int, int]) 
         dataset = open_dataset("synthetic", None, "val:20")
         model = tiny_model(classes=dataset.class_names)
     export_cams(
-        model, dataset, out, CamOptions(), shard_size=4, batch_size=batch_size, worker=worker
+        model,
+        dataset,
+        out,
+        CamOptions(),
+        shard_size=4,
+        batch_size=batch_size,
+        filling=Filling(worker=worker),
     )
 
 

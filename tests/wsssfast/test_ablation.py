@@ -22,6 +22,7 @@ from wsssfast.export import export_cams
 from wsssfast.report.ablation import charts_of, rows_of, write_ablation_report
 from wsssfast.shards import open_shards, verify_shards
 from wsssfast.shards.format import read_sidecar, write_sidecar
+from wsssfast.shards.run import Filling
 
 BASE = CamOptions(scales=(1.0, 0.5), p2p_layers=3)
 SIZES = ((40, 32), (33, 47), (40, 32))
@@ -88,7 +89,9 @@ def test_workers_and_interrupted_runs_count_the_same(tmp_path, root):
     settings = settings_of(BASE, stages=["original", "final"])
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     ablate(tiny_model(), dataset, whole, settings, BASE, shard_size=1)
-    done = ablate(tiny_model(), dataset, parts, settings, BASE, shard_size=1, worker=(1, 2))
+    done = ablate(
+        tiny_model(), dataset, parts, settings, BASE, shard_size=1, filling=Filling(worker=(1, 2))
+    )
     assert done.written_shards == 3
     for path in parts.glob("scores-00001-*"):
         path.unlink()

@@ -28,6 +28,7 @@ from wsssfast.makers import makers
 from wsssfast.models.checkpoint import save_model
 from wsssfast.pseudo_labels import pseudo_labels
 from wsssfast.shards import CamShards, LabelShards
+from wsssfast.shards.run import Filling
 
 CRF = LabelOptions("final", (0.3, 0.5), refine="crf")
 SIZES = ((40, 32), (40, 32), (33, 47), (1, 50), (64, 24))
@@ -63,7 +64,7 @@ def test_from_images_come_the_same_masks_and_the_same_identity(cams, dataset, tm
     told = []
     summary = export_labels_of_images(
         model, dataset, tmp_path / "straight", CamOptions(), CRF, shard_size=2,
-        watch=lambda event, facts: told.append(event),
+        filling=Filling(watch=lambda event, facts: told.append(event)),
     )  # fmt: skip
     assert (summary.images, summary.written_shards) == (5, 3)
     assert (told[0], told[-1], told.count("shard")) == ("begin", "end", 3)

@@ -19,6 +19,7 @@ from wsssfast.models.checkpoint import save_model
 from wsssfast.notebook import cams
 from wsssfast.preprocess import to_tensor
 from wsssfast.shards import open_shards, verify_shards
+from wsssfast.shards.run import Filling
 
 ALL = CamOptions(stages=STAGES, scales=(1.0, 0.75, 1.25))
 
@@ -142,9 +143,9 @@ def test_other_weights_data_and_shard_sizes_are_refused_too(data, tmp_path):
     other = open_dataset("folder", folder_dataset(tmp_path / "other", sizes=((40, 32),)))
     with pytest.raises(WsssError, match="dataset"):
         export_cams(tiny_model(), other, tmp_path / "out", ALL)
-    export_cams(tiny_model(seed=1), data, tmp_path / "out", ALL, overwrite=True)
+    export_cams(tiny_model(seed=1), data, tmp_path / "out", ALL, filling=Filling(overwrite=True))
     with pytest.raises(WsssError, match="--no-resume"):
-        export_cams(tiny_model(seed=1), data, tmp_path / "out", ALL, resume=False)
+        export_cams(tiny_model(seed=1), data, tmp_path / "out", ALL, filling=Filling(resume=False))
 
 
 def test_bad_images_are_listed_and_the_rest_is_done(tmp_path):
@@ -234,7 +235,7 @@ def test_what_happens_is_told(data, tmp_path):
     told = []
     export_cams(
         tiny_model(), data, tmp_path / "out", CamOptions(), shard_size=2, batch_size=1,
-        watch=lambda event, facts: told.append((event, facts)),
+        filling=Filling(watch=lambda event, facts: told.append((event, facts))),
     )  # fmt: skip
     events = [event for event, _ in told]
     assert events[0] == "begin" and events[-1] == "end"
@@ -246,7 +247,7 @@ def test_what_happens_is_told(data, tmp_path):
     del told[:]
     export_cams(
         tiny_model(), data, tmp_path / "out", CamOptions(), shard_size=2, batch_size=1,
-        watch=lambda event, facts: told.append((event, facts)),
+        filling=Filling(watch=lambda event, facts: told.append((event, facts))),
     )  # fmt: skip
     end = told[-1][1]  # nothing was left to do
     assert (end["images"], end["images_per_second"], end["seconds_left"]) == (4, 0, None)

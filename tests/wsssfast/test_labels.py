@@ -9,6 +9,7 @@ from wsssfast.errors import WsssError
 from wsssfast.evaluate import LabelScorer, evaluate_cams, evaluate_labels
 from wsssfast.labels import LabelOptions, export_labels
 from wsssfast.shards import CamRecord, CamShards, LabelShards, verify_shards, write_cam_shard
+from wsssfast.shards.run import Filling
 from wsssfast.threshold import threshold
 
 IDENTITY = {
@@ -115,7 +116,9 @@ def test_resuming_skips_what_is_done_and_ends_with_the_same_bytes(cams, tmp_path
     (cut / "labels-00002-of-00003.h5").unlink()
     (cut / ".labels-00000-of-00003.h5.77.partial").write_bytes(b"half")
     told = []
-    summary = export_labels(cams, cut, options, watch=lambda event, facts: told.append(facts))
+    summary = export_labels(
+        cams, cut, options, filling=Filling(watch=lambda event, facts: told.append(facts))
+    )
     assert (summary.images, summary.skipped_shards, summary.written_shards) == (5, 1, 2)
     assert (told[-1]["images"], told[-1]["of"]) == (6, 6)
     assert not (cut / ".labels-00000-of-00003.h5.77.partial").exists()
@@ -155,7 +158,12 @@ def test_another_configuration_is_refused_by_the_key_that_differs(cams, tmp_path
     assert key in caught.value.message
     assert "--overwrite" in caught.value.remedy
     assert bytes_of(tmp_path / "out") == before
-    export_labels(cams, tmp_path / "out", LabelOptions(**{**options, **change}), overwrite=True)
+    export_labels(
+        cams,
+        tmp_path / "out",
+        LabelOptions(**{**options, **change}),
+        filling=Filling(overwrite=True),
+    )
 
 
 def test_other_cams_and_other_folders_are_refused(cams, tmp_path):
@@ -165,7 +173,7 @@ def test_other_cams_and_other_folders_are_refused(cams, tmp_path):
     with pytest.raises(WsssError, match=r"cams\.weights \(there \"abc\", now \"xyz\"\)"):
         export_labels(CamShards(tmp_path / "other"), tmp_path / "out", options)
     with pytest.raises(WsssError, match="--no-resume"):
-        export_labels(cams, tmp_path / "out", options, resume=False)
+        export_labels(cams, tmp_path / "out", options, filling=Filling(resume=False))
     with pytest.raises(WsssError, match="for label shards alone, found CAM shards"):
         export_labels(cams, cams.folder, options)
     with pytest.raises(WsssError, match="a stage out of original, final"):

@@ -18,6 +18,7 @@ from wsssfast.predict import MaskMaker, PredictOptions, predict
 from wsssfast.pseudo_labels import energies
 from wsssfast.segment import SegmentOptions, probabilities
 from wsssfast.shards import LabelShards
+from wsssfast.shards.run import Filling
 
 NAMES = ("cat", "dog", "cow")
 SIZES = ((40, 32), (40, 32), (33, 47), (64, 24), (1, 1), (1, 50))
@@ -65,7 +66,12 @@ def test_more_workers_and_processes_make_the_same_shards(checkpoint, dataset, tm
     predict(checkpoint, dataset, tmp_path / "two", PLAIN, shard_size=2, workers=2)
     for n in (1, 0):
         summary = predict(
-            checkpoint, dataset, tmp_path / "shared", PLAIN, shard_size=2, worker=(n, 2)
+            checkpoint,
+            dataset,
+            tmp_path / "shared",
+            PLAIN,
+            shard_size=2,
+            filling=Filling(worker=(n, 2)),
         )
     assert summary.skipped_shards + summary.written_shards == 3
     wanted = bytes_of(tmp_path / "one", "*.h5")

@@ -19,6 +19,7 @@ from wsssfast.export import export_cams
 from wsssfast.models.checkpoint import save_model
 from wsssfast.shards import open_shards, verify_shards
 from wsssfast.shards.lock import folder_lock
+from wsssfast.shards.run import Filling
 from wsssfast.training.workers import own_device
 
 HOLD = """
@@ -62,7 +63,9 @@ def shards_of(folder):
 
 
 def export(data, out, worker=(0, 1)):
-    return export_cams(tiny_model(), data, out, CamOptions(), shard_size=1, worker=worker)
+    return export_cams(
+        tiny_model(), data, out, CamOptions(), shard_size=1, filling=Filling(worker=worker)
+    )
 
 
 def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path, data, hold):
@@ -125,7 +128,13 @@ def _purpose(data, folder):
 @pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": False}])
 def test_workers_may_not_discard_one_anothers_shards(tmp_path, data, options):
     with pytest.raises(WsssError, match="several workers"):
-        export_cams(tiny_model(), data, tmp_path / "out", CamOptions(), worker=(0, 2), **options)
+        export_cams(
+            tiny_model(),
+            data,
+            tmp_path / "out",
+            CamOptions(),
+            filling=Filling(worker=(0, 2), **options),
+        )
 
 
 def test_two_processes_of_which_one_is_killed(tmp_path):

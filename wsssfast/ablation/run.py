@@ -19,12 +19,11 @@ from wsssfast.evaluate import THRESHOLDS, CamScorer, Truth
 from wsssfast.export import now_usable, require_classes, require_positive, shards_of
 from wsssfast.models.checkpoint import weights_hash
 from wsssfast.models.classifier import ClassTokenViT
-from wsssfast.pace import Watch
 from wsssfast.pipeline import ShardWork, compute_shards
 from wsssfast.shards.format import DEFAULT_SHARD_SIZE, FORMAT_VERSION, Sidecar
 from wsssfast.shards.reader import full_size
 from wsssfast.shards.resume import ExportSummary
-from wsssfast.shards.run import shard_run
+from wsssfast.shards.run import ALONE, Filling, shard_run
 from wsssfast.shards.score_shards import ScoredImage, write_score_shard
 from wsssfast.shards.writer import CamRecord
 from wsssfast.torchrun import own_cores
@@ -45,10 +44,7 @@ def ablate(
     shard_size: int = DEFAULT_SHARD_SIZE,
     batch_size: int | None = None,
     decode_workers: int = 2,
-    resume: bool = True,
-    overwrite: bool = False,
-    worker: tuple[int, int] = (0, 1),
-    watch: Watch = lambda event, facts: None,
+    filling: Filling = ALONE,
 ) -> ExportSummary:
     """Count every setting against a data set's masks; no maps are stored on the way.
 
@@ -63,10 +59,7 @@ def ablate(
         shard_size: images a shard.
         batch_size: most images of equal size in one forward pass; by size and device where None.
         decode_workers: decoding threads.
-        resume: whether a folder that holds shards of this configuration is continued.
-        overwrite: discard the score shards in `out` first; not with several workers.
-        worker: (i, n), this is the i-th of n that share the folder, from 0.
-        watch: told of what happens, as `Pace` tells: "begin", "images", "shard" and "end".
+        filling: how the folder is continued, shared with other workers and watched.
 
     Raises:
         WsssError: a stage that this model has not, other classes, `out` holds another
@@ -108,7 +101,7 @@ def ablate(
     with (
         shard_run(
             out, "scores", who, {n: len(items) for n, items in enumerate(shards)}, len(shards),
-            resume=resume, overwrite=overwrite, worker=worker, watch=watch, begin=about,
+            filling=filling, begin=about,
         ) as run,
         ThreadPoolExecutor(own_cores(), "score", torch.set_num_threads, (1,)) as pool,
     ):  # fmt: skip

@@ -4,6 +4,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,26 @@ from wsssfast.shards.resume import (
     remove_unfinished,
     telling_full_disk,
 )
+
+
+@dataclass(frozen=True)
+class Filling:
+    """How a run fills a folder of shards.
+
+    Attributes:
+        resume: whether a folder that holds shards of this configuration is continued.
+        overwrite: discard the shards of this kind in it first; not with several workers.
+        worker: (i, n), this is the i-th of n that share the folder, from 0.
+        watch: told of what happens, as `Pace` tells: "begin", "images", "damaged", "shard", "end".
+    """
+
+    resume: bool = True
+    overwrite: bool = False
+    worker: tuple[int, int] = (0, 1)
+    watch: Watch = lambda event, facts: None
+
+
+ALONE = Filling()
 
 
 class ShardRun:
@@ -96,10 +117,7 @@ def shard_run(
     shards: dict[int, int],
     count: int,
     *,
-    resume: bool,
-    overwrite: bool,
-    worker: tuple[int, int],
-    watch: Watch,
+    filling: Filling,
     begin: dict[str, Any],
 ) -> Iterator[ShardRun]:
     """Lock a folder, alone or with the other workers, and continue what is there.
@@ -110,27 +128,26 @@ def shard_run(
         identity: of the shards to come.
         shards: number -> images of each shard that is to be there at the end.
         count: of all shards, those included that cannot be made yet.
-        resume: whether a folder that holds shards of this identity is continued.
-        overwrite: discard the shards of this kind in `out` first; not with several workers.
-        worker: (i, n), this is the i-th of n that share the folder, from 0.
-        watch: told of what happens, as `Pace` tells: "begin", "images", "damaged", "shard", "end".
+        filling: how the folder is continued, shared and watched.
         begin: more facts of "begin".
 
     Raises:
         WsssError: `out` holds another identity, or another run is writing there.
     """
-    rank, workers = worker
+    rank, workers = filling.worker
     if not 0 <= rank < workers:
         raise WsssError(f"Expected a worker i/n with 0 <= i < n, found {rank}/{workers}.")
-    if workers > 1 and (overwrite or not resume):
+    if workers > 1 and (filling.overwrite or not filling.resume):
         raise WsssError("Expected --resume and no --overwrite of several workers in one folder.")
     purpose = hashlib.sha256(canonical(identity).encode()).hexdigest() if workers > 1 else ""
     with folder_lock(out, purpose) as lock:
-        done = done_shards(out, kind, identity, resume=resume, overwrite=overwrite,
-                           alone=workers == 1)  # fmt: skip
+        done = done_shards(
+            out, kind, identity, resume=filling.resume, overwrite=filling.overwrite,
+            alone=workers == 1,
+        )  # fmt: skip
         before = _images(done.values())
-        pace = Pace(sum(shards.values()), before, workers, watch)
-        run = ShardRun(out, kind, shards, count, worker, lock, pace, done)
+        pace = Pace(sum(shards.values()), before, workers, filling.watch)
+        run = ShardRun(out, kind, shards, count, filling.worker, lock, pace, done)
         pace.tell("begin", worker=f"{rank}/{workers}", shards=len(shards), **begin)
         yield run
     summary = run.summary

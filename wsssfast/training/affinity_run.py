@@ -13,10 +13,10 @@ from wsssfast.kernels import CrfBackend
 from wsssfast.label_options import LabelOptions
 from wsssfast.labels import export_labels
 from wsssfast.models.affinity import STRIDE, AffinityConfig, AffinityNet
-from wsssfast.pace import Watch
 from wsssfast.shards.label_shards import LabelShards
 from wsssfast.shards.reader import CamShards
 from wsssfast.shards.resume import ExportSummary
+from wsssfast.shards.run import ALONE, Filling
 from wsssfast.training.affinity import AffinitySamples, affinity_loss
 from wsssfast.training.fit import Report, Task, fit
 from wsssfast.training.options import AffinityOptions, RunOptions
@@ -39,8 +39,7 @@ def label_cells(
     device: str = "cpu",
     backend: CrfBackend = "auto",
     crf_workers: int = 1,
-    worker: tuple[int, int] = (0, 1),
-    watch: Watch = lambda event, facts: None,
+    filling: Filling = ALONE,
 ) -> ExportSummary:
     """Labels of 8 x 8 cells from CAMs, made once for a run and kept in its folder.
 
@@ -55,15 +54,14 @@ def label_cells(
         device: as of `export_labels`, like all that follow.
         backend: of the CRF.
         crf_workers: processes that refine, on a CPU.
-        worker: this one of several.
-        watch: told of what happens.
+        filling: as of `export_labels`.
 
     Raises:
         WsssError: as of `export_labels`.
     """
     return export_labels(
         cams, out / CELLS, replace(options, cell=STRIDE), dataset, device=device,
-        backend=backend, crf_workers=crf_workers, worker=worker, watch=watch,
+        backend=backend, crf_workers=crf_workers, filling=filling,
     )  # fmt: skip
 
 
