@@ -114,7 +114,9 @@ def test_a_killed_process_ends_the_run_with_one_line_and_what_is_done_stays(tmp_
             multiprocessing.active_children()[0].kill()  # the others live on
 
     with pytest.raises(WsssError, match="found one killed") as caught:
-        export_labels(cams, tmp_path / "out", CRF, dataset, crf_workers=2, watch=kill)
+        export_labels(
+            cams, tmp_path / "out", CRF, dataset, crf_workers=2, filling=Filling(watch=kill)
+        )
     assert caught.value.code == WORKER_FAILED
     summary = export_labels(cams, tmp_path / "out", CRF, dataset)
     assert (summary.skipped_shards, summary.images) == (len(done), 40)
