@@ -53,21 +53,21 @@ large=(--classes 80 --size 768x768)         # N = 2304
 # The limits add up to less than 10 minutes. Cases that --limit leaves out are listed as such; those
 # of float32 take longest and come last. A warning of another package here is no failure.
 pytest=("${run[@]}" -m pytest -q -p no:cacheprovider -W default)
-part tests-gpu 50 "${pytest[@]}" -m gpu tests/gpu tests/kernels tests/wsssfast/test_bench.py
-part tests-kernels 60 "${pytest[@]}" -m "not slow and not gpu" tests/kernels
-part forward-20 65 "${bench[@]}" --what forward "${small[@]}" --precision bf16,fp16,fp32 \
-    --no-compile --seconds 1 --limit 45 --json "$work/1-forward-20.json"
-part forward-80 85 "${bench[@]}" --what forward "${large[@]}" --precision bf16,fp16,fp32 \
-    --no-compile --seconds 1 --limit 45 --json "$work/2-forward-80.json"
+part tests-gpu 95 "${pytest[@]}" -m gpu tests/cli/test_on_gpu.py tests/wsssfast/test_bench.py
+part tests-kernels 55 "${pytest[@]}" -m "not slow and not gpu" tests/kernels
+part forward-20 55 "${bench[@]}" --what forward "${small[@]}" --precision bf16,fp16,fp32 \
+    --no-compile --seconds 1 --limit 38 --json "$work/1-forward-20.json"
+part forward-80 75 "${bench[@]}" --what forward "${large[@]}" --precision bf16,fp16,fp32 \
+    --no-compile --seconds 1 --limit 38 --json "$work/2-forward-80.json"
 part compiled-20 65 "${bench[@]}" --what forward "${small[@]}" --batch 16 --precision bf16 \
     --seconds 1 --limit 25 --json "$work/3-compiled-20.json"
 part compiled-80 50 "${bench[@]}" --what forward "${large[@]}" --batch 16 --precision bf16 \
     --seconds 1 --limit 25 --json "$work/4-compiled-80.json"
-part operations-20 50 "${bench[@]}" --what operations "${small[@]}" --precision bf16,fp32 \
-    --seconds 0.3 --limit 35 --json "$work/5-operations-20.json"
-part operations-80 55 "${bench[@]}" --what operations "${large[@]}" --precision bf16,fp32 \
-    --seconds 0.3 --limit 35 --json "$work/6-operations-80.json"
-part crf 40 "${run[@]}" benchmarks/crf_gpu.py --json "$OUT/crf.json"
+part operations-20 45 "${bench[@]}" --what operations "${small[@]}" --precision bf16,fp32 \
+    --seconds 0.3 --limit 30 --json "$work/5-operations-20.json"
+part operations-80 45 "${bench[@]}" --what operations "${large[@]}" --precision bf16,fp32 \
+    --seconds 0.3 --limit 28 --json "$work/6-operations-80.json"
+part crf 35 "${run[@]}" benchmarks/crf_gpu.py --json "$OUT/crf.json"
 if [ -n "${DATA:-}" ] && [ -d "$DATA" ]; then
     part export 45 "${run[@]}" benchmarks/gpu.py export --data "$DATA" \
         --dataset "${DATASET:-folder}" ${SPLIT:+--split "$SPLIT"} ${LABELS:+--labels "$LABELS"} \

@@ -1,6 +1,7 @@
 """The shape of the project: packaging, imports between the three parts, file length."""
 
 import ast
+import re
 import subprocess
 import tomllib
 from importlib import resources
@@ -90,3 +91,11 @@ def test_nothing_shared_is_tracked():
     ).stdout.split()
     binary = (".jpg", ".jpeg", ".png", ".pth", ".pt", ".safetensors", ".h5", ".npy", ".npz")
     assert [name for name in tracked if name.endswith(binary)] == []
+
+
+def test_the_gpu_script_names_what_is_there_and_ends_in_time():
+    text = (ROOT / "benchmarks" / "gpu.sh").read_text()
+    named = set(re.findall(r"(?<![\w/])(?:tests|benchmarks)/[\w./]+\.(?:py|sh)|tests/\w+", text))
+    assert len(named) >= 5
+    assert not [name for name in named if not (ROOT / name).exists()]
+    assert 400 < sum(map(int, re.findall(r"^ *part [\w-]+ (\d+) ", text, re.M))) < 600
