@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -140,18 +141,24 @@ def test_two_runs_on_one_folder(root, whole, tmp_path, command):
     assert_mended(job, whole)
 
 
+@contextmanager
+def put_back(path):
+    """A file that may be spoiled meanwhile."""
+    content = path.read_bytes()
+    try:
+        yield path
+    finally:
+        path.unlink()
+        path.write_bytes(content)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_read_error(root, whole, tmp_path, command):
     whole(command)
-    image = root / "data" / "images" / "im3.png"
-    content = image.read_bytes()
     job = Job(command, root, tmp_path / "out")
-    faults.unreadable(image)
-    try:
+    with put_back(root / "data" / "images" / "im3.png") as image:
+        faults.unreadable(image)
         code, told = Running(job).end()
-    finally:
-        image.unlink()
-        image.write_bytes(content)
     assert code == SOME_UNREADABLE, told
     assert re.search("^unreadable: im3: .*Input/output error", told, re.M), told
     if command in EXPORTS:
@@ -164,14 +171,10 @@ def test_a_read_error(root, whole, tmp_path, command):
 @pytest.mark.parametrize("command", INPUTS)
 def test_a_corrupted_shard_of_the_input(root, whole, tmp_path, command):
     whole(command)
-    shard = sorted((root / INPUTS[command]).glob("*.h5"))[0]
-    content = shard.read_bytes()
     job = Job(command, root, tmp_path / "out")
-    faults.flip_a_byte(shard)
-    try:
+    with put_back(sorted((root / INPUTS[command]).glob("*.h5"))[0]) as shard:
+        faults.flip_a_byte(shard)
         code, told = Running(job).end()
-    finally:
-        shard.write_bytes(content)
     assert code == USER_ERROR and shard.name in told and "is made anew" in told, told
     assert_mended(job, whole)
 
