@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from wsssfast.bench.arguments import data_arguments, opened
 from wsssfast.bench.report import machine
 from wsssfast.kernels import Pairwise, crf_reference, dense_crf
-from wsssfast.pseudo_labels import energies
+from wsssfast.labels.rules import energies
 from wsssfast.shards import CamShards
 
 RECIPES = {  # background exponent, constants

@@ -24,10 +24,10 @@ from wsssfast.cam_options import CamOptions
 from wsssfast.compute import captures, near_affinities, prepare
 from wsssfast.evaluate.labels import LabelScorer
 from wsssfast.kernels import Pairwise, dense_crf
-from wsssfast.label_options import LabelOptions, Walk
-from wsssfast.label_walk import Affinity, seen_by, walked
+from wsssfast.labels.options import LabelOptions, Walk
+from wsssfast.labels.rules import energies
+from wsssfast.labels.walk import Affinity, seen_by, walked
 from wsssfast.models.checkpoint import load_affinity, load_model
-from wsssfast.pseudo_labels import energies
 from wsssfast.shards import CamShards
 
 SCORES = tuple(round(0.1 + 0.05 * n, 2) for n in range(13))  # 0.1 to 0.7

@@ -108,7 +108,7 @@ def train_affinity(
     crf = pick_crf(fields)
     options = AffinityOptions(**pick_fields(AffinityOptions, fields))
     run = RunOptions(**pick_fields(RunOptions, fields))
-    from wsssfast.label_options import LabelOptions
+    from wsssfast.labels.options import LabelOptions
     from wsssfast.models.affinity import AffinityConfig
     from wsssfast.shards import CamShards
     from wsssfast.shards.label_shards import LabelShards

@@ -117,8 +117,8 @@ def export_labels(
             "Expected --cams or --checkpoint, found " + ("both." if cams else "neither."),
             "Give the folder of CAM shards, or the classifier that makes them.",
         )
-    from wsssfast.label_options import VIT, LabelOptions
-    from wsssfast.label_walk import walk_by
+    from wsssfast.labels.options import VIT, LabelOptions
+    from wsssfast.labels.walk import walk_by
     from wsssfast.training.workers import own_device
 
     crf = pick_crf(others)
@@ -156,7 +156,7 @@ def export_labels(
 
     with filling("export-labels") as how:
         if cams:
-            from wsssfast.labels import export_labels as export
+            from wsssfast.labels.run import export_labels as export
             from wsssfast.shards import CamShards
 
             shards = CamShards(cams)
@@ -172,7 +172,7 @@ def export_labels(
             )  # fmt: skip
         else:
             from wsssfast.cam_options import CamOptions
-            from wsssfast.labels import export_labels_of_images
+            from wsssfast.labels.run import export_labels_of_images
             from wsssfast.models.checkpoint import load_model
 
             assert checkpoint

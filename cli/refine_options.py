@@ -36,7 +36,7 @@ def background_options(command: F) -> F:
 
 
 def walk_options(command: F) -> F:
-    """What scores walk over, and the constants of the walk (wsssfast.label_options.Walk)."""
+    """What scores walk over, and the constants of the walk (wsssfast.labels.options.Walk)."""
     for option in reversed((
         click.option("--affinity", metavar="FILE|vit",
                      help="What scores walk over: a checkpoint of train-affinity, or the own "

@@ -17,9 +17,9 @@ from wsssfast.evaluate.segmentation import evaluate_segmentation
 from wsssfast.export import export_cams
 from wsssfast.files import output_folder
 from wsssfast.kernels import STAGES
-from wsssfast.label_options import TEST_CRF
-from wsssfast.label_walk import walk_by
-from wsssfast.labels import LabelOptions, export_labels
+from wsssfast.labels.options import TEST_CRF, LabelOptions
+from wsssfast.labels.run import export_labels
+from wsssfast.labels.walk import walk_by
 from wsssfast.models.affinity import AffinityConfig
 from wsssfast.models.classifier_config import ClassifierConfig
 from wsssfast.models.segmenter import SegmenterConfig

@@ -15,7 +15,7 @@ from wsssfast.data.dataset import Dataset, Item
 from wsssfast.errors import BadFile, WsssError
 from wsssfast.export import require_classes, shards_of
 from wsssfast.kernels import CrfBackend, Pairwise
-from wsssfast.makers import (
+from wsssfast.labels.makers import (
     Made,
     crf_at,
     made_of,
@@ -24,10 +24,10 @@ from wsssfast.makers import (
     sharing,
     write_records,
 )
+from wsssfast.labels.rules import energies, refined
 from wsssfast.memory import CRF_BYTES, usable_memory
 from wsssfast.models.checkpoint import load_again, load_segmenter, weights_hash
 from wsssfast.precision import Precision, autocast
-from wsssfast.pseudo_labels import energies, refined
 from wsssfast.segment import SegmentOptions, probabilities
 from wsssfast.shards.format import DEFAULT_SHARD_SIZE, FORMAT_VERSION, Sidecar
 from wsssfast.shards.label_shards import LabelRecord

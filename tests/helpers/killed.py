@@ -21,9 +21,9 @@ from wsssfast.cam_options import CamOptions
 from wsssfast.data import open_dataset
 from wsssfast.export import export_cams
 from wsssfast.kernels import Pairwise
-from wsssfast.label_options import LabelOptions
-from wsssfast.label_walk import walk_by
-from wsssfast.labels import export_labels
+from wsssfast.labels.options import LabelOptions
+from wsssfast.labels.run import export_labels
+from wsssfast.labels.walk import walk_by
 from wsssfast.models.affinity import AffinityConfig, AffinityNet
 from wsssfast.models.checkpoint import save_model
 from wsssfast.models.segmenter import Segmenter, SegmenterConfig

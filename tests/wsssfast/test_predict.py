@@ -12,10 +12,10 @@ from wsssfast.data import open_dataset
 from wsssfast.data.unlabelled import open_unlabelled
 from wsssfast.errors import WsssError
 from wsssfast.kernels import Pairwise, dense_crf
+from wsssfast.labels.rules import energies
 from wsssfast.models.checkpoint import load_again, load_segmenter, save_model
 from wsssfast.models.segmenter import Segmenter, SegmenterConfig
 from wsssfast.predict import MaskMaker, PredictOptions, predict
-from wsssfast.pseudo_labels import energies
 from wsssfast.segment import SegmentOptions, probabilities
 from wsssfast.shards import LabelShards
 from wsssfast.shards.run import Filling

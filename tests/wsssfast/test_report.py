@@ -22,8 +22,8 @@ from wsssfast.errors import BadFile, WsssError
 from wsssfast.evaluate import evaluate_cams, evaluate_labels
 from wsssfast.export import export_cams
 from wsssfast.kernels import STAGES
-from wsssfast.label_options import LabelOptions, options_of
-from wsssfast.labels import export_labels
+from wsssfast.labels.options import LabelOptions, options_of
+from wsssfast.labels.run import export_labels
 from wsssfast.report import write_report
 from wsssfast.report.scores import PUBLISHED
 from wsssfast.shards import CamShards, LabelRecord, LabelShards, write_label_shard

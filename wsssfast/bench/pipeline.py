@@ -302,8 +302,8 @@ def _maps(options: PriceOptions) -> Tensor:
 
 
 def _label_crf(options: PriceOptions) -> Work:
-    from wsssfast.label_options import LabelOptions
-    from wsssfast.pseudo_labels import pseudo_labels
+    from wsssfast.labels.options import LabelOptions
+    from wsssfast.labels.rules import pseudo_labels
 
     chosen = LabelOptions("final", background_exponent=(1, 12), refine="crf")
     cam, image = _maps(options), _image(options).numpy()
@@ -334,9 +334,9 @@ def _train_affinity(options: PriceOptions) -> Work:
 
 
 def _label_walk(options: PriceOptions) -> Work:
-    from wsssfast.label_options import LabelOptions, Walk
-    from wsssfast.label_walk import seen_by, walked
-    from wsssfast.pseudo_labels import class_scores
+    from wsssfast.labels.options import LabelOptions, Walk
+    from wsssfast.labels.rules import class_scores
+    from wsssfast.labels.walk import seen_by, walked
 
     net = _affinity_net(options).eval()
     cam, image = _maps(options), _image(options).to(options.device)
@@ -369,8 +369,8 @@ def _train_seg(options: PriceOptions) -> Work:
 
 def _predict(options: PriceOptions) -> Work:
     from wsssfast.kernels import dense_crf
-    from wsssfast.label_options import TEST_CRF
-    from wsssfast.pseudo_labels import energies
+    from wsssfast.labels.options import TEST_CRF
+    from wsssfast.labels.rules import energies
     from wsssfast.segment import SegmentOptions, probabilities
 
     model = _segmenter(options).eval()

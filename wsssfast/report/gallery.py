@@ -9,7 +9,7 @@ from PIL import Image
 from wsssfast.cam_options import CamOptions
 from wsssfast.data.dataset import Dataset, Mask
 from wsssfast.errors import BadFile
-from wsssfast.label_options import LabelOptions
+from wsssfast.labels.options import LabelOptions
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.report.attention import AttentionMaps, attention_maps, stored_options
 from wsssfast.report.choose import Choice

@@ -7,8 +7,8 @@ import torch
 from wsssfast.data.dataset import Dataset, Mask
 from wsssfast.errors import BadFile, WsssError
 from wsssfast.evaluate.labels import LabelScorer
-from wsssfast.label_options import LabelOptions, label_identity, options_of
-from wsssfast.pseudo_labels import pseudo_labels
+from wsssfast.labels.options import LabelOptions, label_identity, options_of
+from wsssfast.labels.rules import pseudo_labels
 from wsssfast.shards.label_shards import LabelShards
 from wsssfast.shards.reader import CamShards
 

@@ -10,8 +10,8 @@ from wsssfast.data.dataset import Dataset
 from wsssfast.errors import WsssError
 from wsssfast.files import output_folder
 from wsssfast.kernels import CrfBackend
-from wsssfast.label_options import LabelOptions
-from wsssfast.labels import export_labels
+from wsssfast.labels.options import LabelOptions
+from wsssfast.labels.run import export_labels
 from wsssfast.models.affinity import STRIDE, AffinityConfig, AffinityNet
 from wsssfast.shards.label_shards import LabelShards
 from wsssfast.shards.reader import CamShards

@@ -12,7 +12,7 @@ from wsssfast.errors import WsssError
 from wsssfast.export import export_cams
 from wsssfast.kernels import walk_reference
 from wsssfast.kernels.affinity import OFFSETS, pair_affinity
-from wsssfast.label_options import LabelOptions
+from wsssfast.labels.options import LabelOptions
 from wsssfast.models.affinity import AffinityConfig
 from wsssfast.models.checkpoint import load_affinity, load_model
 from wsssfast.shards import CamShards

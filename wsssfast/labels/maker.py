@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from wsssfast.data.dataset import Dataset
 from wsssfast.errors import BadFile, WsssError
 from wsssfast.kernels import CrfBackend, choose_crf, full_size_cam
-from wsssfast.label_options import VIT, LabelOptions
-from wsssfast.label_walk import LARGEST, Affinity, seen_by
-from wsssfast.makers import Made, crf_at, made_of, sharing
+from wsssfast.labels.makers import Made, crf_at, made_of, sharing
+from wsssfast.labels.options import VIT, LabelOptions
+from wsssfast.labels.rules import pseudo_labels
+from wsssfast.labels.walk import LARGEST, Affinity, seen_by
 from wsssfast.memory import CRF_BYTES, NETWORK_BYTES, usable_memory
 from wsssfast.models.checkpoint import load_affinity, load_again
-from wsssfast.pseudo_labels import pseudo_labels
 from wsssfast.shards.label_shards import LabelRecord
 from wsssfast.shards.writer import Grid
 from wsssfast.torchrun import own_cores

@@ -21,12 +21,12 @@ from wsssfast.cam_options import CamOptions
 from wsssfast.data import open_dataset
 from wsssfast.errors import WORKER_FAILED, WsssError
 from wsssfast.export import export_cams
-from wsssfast.label_maker import LabelMaker, Maps
-from wsssfast.label_options import LabelOptions
-from wsssfast.labels import export_labels, export_labels_of_images
-from wsssfast.makers import makers
+from wsssfast.labels.maker import LabelMaker, Maps
+from wsssfast.labels.makers import makers
+from wsssfast.labels.options import LabelOptions
+from wsssfast.labels.rules import pseudo_labels
+from wsssfast.labels.run import export_labels, export_labels_of_images
 from wsssfast.models.checkpoint import save_model
-from wsssfast.pseudo_labels import pseudo_labels
 from wsssfast.shards import CamShards, LabelShards
 from wsssfast.shards.run import Filling
 
@@ -147,7 +147,7 @@ def test_an_image_too_large_for_memory_is_listed_until_there_is_more(
             )
         return export_labels(cams, tmp_path / "out", CRF, dataset)
 
-    monkeypatch.setattr("wsssfast.label_maker.usable_memory", lambda device: 1_000_000)
+    monkeypatch.setattr("wsssfast.labels.maker.usable_memory", lambda device: 1_000_000)
     summary = export()
     assert summary.failed.keys() == {"im0", "im1", "im2", "im4"}
     assert "more than half of the memory to be refined" in summary.failed["im0"]
@@ -165,7 +165,7 @@ def test_maps_without_memory_together_are_tried_alone(dataset, monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return pseudo_labels(cams, *others, **options)
 
-    monkeypatch.setattr("wsssfast.label_maker.pseudo_labels", scarce)
+    monkeypatch.setattr("wsssfast.labels.maker.pseudo_labels", scarce)
     maker = LabelMaker(CRF, dataset)
     maps = [
         Maps(f"im{n}", SIZES[n][::-1], (0,), [np.ones((1, 2, 2), np.float32)], 1e-8)
@@ -177,7 +177,7 @@ def test_maps_without_memory_together_are_tried_alone(dataset, monkeypatch):
     assert (made[0].id, made[2].id) == ("im0", "im4")
     maker = LabelMaker(CRF, dataset, device="cuda")
     assert [len(batch) for batch in maker.batches(maps)] == [3]
-    monkeypatch.setattr("wsssfast.label_maker._BATCH_PIXELS", 40 * 32 + 33 * 47)
+    monkeypatch.setattr("wsssfast.labels.maker._BATCH_PIXELS", 40 * 32 + 33 * 47)
     assert [len(batch) for batch in maker.batches(maps)] == [2, 1]
 
 

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from support import as_pairs, bytes_of, folder_dataset, tiny_config, tiny_model
 
-from wsssfast import label_walk
 from wsssfast.cam_options import CamOptions
 from wsssfast.compute import captures, near_affinities, prepare
 from wsssfast.data import open_dataset
@@ -14,12 +13,12 @@ from wsssfast.errors import WsssError
 from wsssfast.export import export_cams
 from wsssfast.kernels import walk_reference
 from wsssfast.kernels.affinity import OFFSETS, near_affinity
-from wsssfast.label_options import VIT, LabelOptions, Walk, options_of
-from wsssfast.label_walk import seen_by, walk_by, walked
-from wsssfast.labels import export_labels, export_labels_of_images
+from wsssfast.labels.options import VIT, LabelOptions, Walk, options_of
+from wsssfast.labels.rules import class_scores, pseudo_labels
+from wsssfast.labels.run import export_labels, export_labels_of_images
+from wsssfast.labels.walk import seen_by, walk_by, walked
 from wsssfast.models.affinity import AffinityConfig, AffinityNet
 from wsssfast.models.checkpoint import load_again, save_model
-from wsssfast.pseudo_labels import class_scores, pseudo_labels
 from wsssfast.shards import CamShards, LabelShards
 
 NAMES = ("cat", "cow", "dog")
@@ -81,7 +80,7 @@ def test_with_boundaries_classes_alone_walk_as_in_irn():
 
 
 def test_large_images_are_seen_smaller(monkeypatch):
-    monkeypatch.setattr(label_walk, "LARGEST", 1 << 14)
+    monkeypatch.setattr("wsssfast.labels.walk.LARGEST", 1 << 14)
     affinity = seen_by(tiny_net(), random_image(1, 1).expand(160, 400, 3))
     assert affinity.pairs.shape == (34, 10, 25)  # 80 x 200 pixels
     options = LabelOptions("final", (0.4,), refine="affinity", walk=Walk("x", 8, 2))

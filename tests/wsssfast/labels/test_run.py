@@ -7,7 +7,8 @@ from support import bytes_of, folder_dataset
 from wsssfast.data import open_dataset
 from wsssfast.errors import WsssError
 from wsssfast.evaluate import LabelScorer, evaluate_cams, evaluate_labels
-from wsssfast.labels import LabelOptions, export_labels
+from wsssfast.labels.options import LabelOptions
+from wsssfast.labels.run import export_labels
 from wsssfast.shards import CamRecord, CamShards, LabelShards, verify_shards, write_cam_shard
 from wsssfast.shards.run import Filling
 from wsssfast.threshold import threshold

@@ -16,13 +16,13 @@ from wsssfast.export import (
     shards_of,
 )
 from wsssfast.kernels import CrfBackend
-from wsssfast.label_maker import LabelMaker, Maps, label_maker
-from wsssfast.label_options import VIT, LabelOptions, label_identity
-from wsssfast.makers import makers, records_of, write_records
+from wsssfast.labels.maker import LabelMaker, Maps, label_maker
+from wsssfast.labels.makers import makers, records_of, write_records
+from wsssfast.labels.options import VIT, LabelOptions, label_identity
+from wsssfast.labels.rules import NOT_FINITE
 from wsssfast.models.checkpoint import weights_hash
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.pipeline import ShardWork, compute_shards
-from wsssfast.pseudo_labels import NOT_FINITE
 from wsssfast.shards.format import DEFAULT_SHARD_SIZE, Sidecar
 from wsssfast.shards.reader import CamShards
 from wsssfast.shards.resume import ExportSummary

@@ -6,8 +6,8 @@ import torch
 
 from wsssfast.errors import BadFile, WsssError
 from wsssfast.kernels import Pairwise, dense_crf
-from wsssfast.label_options import LabelOptions, label_identity, options_of
-from wsssfast.pseudo_labels import class_scores, decide, energies, pseudo_labels
+from wsssfast.labels.options import LabelOptions, label_identity, options_of
+from wsssfast.labels.rules import class_scores, decide, energies, pseudo_labels
 from wsssfast.threshold import threshold
 
 

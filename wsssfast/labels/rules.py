@@ -10,8 +10,8 @@ from torch import Tensor
 from wsssfast.data.dataset import IGNORE, Mask
 from wsssfast.errors import BadFile, WsssError
 from wsssfast.kernels import CrfBackend, Pairwise, dense_crf
-from wsssfast.label_options import LabelOptions
-from wsssfast.label_walk import Affinity, by_cell, walked
+from wsssfast.labels.options import LabelOptions
+from wsssfast.labels.walk import Affinity, by_cell, walked
 from wsssfast.threshold import threshold
 
 NOT_FINITE = "its CAM is not finite"

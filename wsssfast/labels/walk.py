@@ -11,7 +11,7 @@ from torch import Tensor
 from wsssfast.errors import WsssError
 from wsssfast.kernels.affinity import boundary_affinity, pair_affinity
 from wsssfast.kernels.random_walk import random_walk
-from wsssfast.label_options import VIT, LabelOptions, Walk
+from wsssfast.labels.options import VIT, LabelOptions, Walk
 from wsssfast.models.affinity import STRIDE, AffinityNet
 from wsssfast.models.checkpoint import load_affinity, weights_hash
 from wsssfast.preprocess import normalise
