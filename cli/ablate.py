@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from wsssfast.cli.cam_options import cam_options, numbers
+from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.filling import filling_options
 from wsssfast.cli.network_options import pace_options
 from wsssfast.cli.options import (
     FILE,
     config_option,
-    dataset_options,
     device_option,
     finish,
     json_option,
@@ -103,10 +103,7 @@ def _variations(command: F) -> F:
 @json_option
 @config_option
 def ablate(
-    kind: str,
-    root: Path | None,
-    split: str | None,
-    labels: Path | None,
+    data: Data,
     checkpoint: Path,
     out: Path,
     stages: tuple[str, ...],
@@ -143,7 +140,6 @@ def ablate(
     from wsssfast.ablation import ablate as score
     from wsssfast.ablation import read_ablation, settings_of
     from wsssfast.cam_options import CamOptions
-    from wsssfast.data import open_dataset
     from wsssfast.models.checkpoint import load_model
     from wsssfast.report.ablation import write_ablation_report
     from wsssfast.training.workers import own_device
@@ -156,7 +152,7 @@ def ablate(
         propagations=propagations, related_by=rankings, ratios=ratios, alphas=alphas,
         c2p_ranges=c2p_ranges, p2p_ranges=p2p_ranges, scale_sets=scale_sets, grid=grid,
     )  # fmt: skip
-    dataset = open_dataset(kind, root, split, labels)
+    dataset = data.open()
     model.to(own_device(pick_device(device)))
     with filling("ablate") as how:
         summary = score(

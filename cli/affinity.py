@@ -5,12 +5,11 @@ from typing import Any, Literal
 
 import click
 
+from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.fields import field_options, pick_fields
-from wsssfast.cli.network_options import open_data
 from wsssfast.cli.options import (
     FILE,
     config_option,
-    dataset_options,
     device_option,
     finish,
     json_option,
@@ -68,10 +67,7 @@ _EXPONENTS = (1.0, 12.0)  # [M], method §6
 @config_option
 def train_affinity(
     cams: Path,
-    kind: str,
-    root: Path | None,
-    split: str | None,
-    labels: Path | None,
+    data: Data,
     out: Path,
     trunk: str,
     pretrained: str | None,
@@ -120,7 +116,7 @@ def train_affinity(
     from wsssfast.training.workers import join_workers
 
     shards = CamShards(cams)
-    dataset = open_data(kind, root, split, labels, shards.class_names)
+    dataset = data.open_for(shards.class_names)
     if not background and not background_exponent:
         background_exponent = _EXPONENTS
     how = LabelOptions(

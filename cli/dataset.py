@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.options import (
     FILE,
-    dataset_options,
     finish,
     json_option,
     progress,
@@ -31,9 +31,7 @@ def dataset() -> None:
 @dataset.command()
 @dataset_options
 @json_option
-def check(
-    kind: str, root: Path | None, split: str | None, labels: Path | None, json_path: str | None
-) -> None:
+def check(data: Data, json_path: str | None) -> None:
     """Read every image, label and mask, and list what would stop or spoil a run.
 
     Exit code 2 where something does not fit, 3 where files cannot be read.
@@ -42,7 +40,7 @@ def check(
     Example:
       wsssfast dataset check --dataset voc --data-root VOCdevkit/VOC2012 --split train_aug
     """
-    _, report = _report(kind, root, split, labels, decode=True, json_path=json_path)
+    _, report = _report(data, decode=True, json_path=json_path)
     for problem in report.problems[:20]:
         click.echo(f"does not fit: {problem}", err=True)
     if report.problems:
@@ -58,16 +56,14 @@ def check(
 @dataset.command()
 @dataset_options
 @json_option
-def stats(
-    kind: str, root: Path | None, split: str | None, labels: Path | None, json_path: str | None
-) -> None:
+def stats(data: Data, json_path: str | None) -> None:
     """Count images, labels and masks without decoding the images.
 
     \b
     Example:
       wsssfast dataset stats --dataset coco --data-root coco --split train2014
     """
-    _report(kind, root, split, labels, decode=False, json_path=json_path)
+    _report(data, decode=False, json_path=json_path)
 
 
 @dataset.command()
@@ -88,19 +84,10 @@ def synth(out: Path, split: str) -> None:
     click.echo(f"{len(opened)} scenes in {out}; read them with --dataset folder --data-root {out}")
 
 
-def _report(
-    kind: str,
-    root: Path | None,
-    split: str | None,
-    labels: Path | None,
-    *,
-    decode: bool,
-    json_path: str | None,
-) -> "tuple[Dataset, DatasetReport]":
-    from wsssfast.data import open_dataset
+def _report(data: Data, *, decode: bool, json_path: str | None) -> "tuple[Dataset, DatasetReport]":
     from wsssfast.data.check import check_dataset
 
-    opened = open_dataset(kind, root, split, labels)
+    opened = data.open()
     with progress("dataset", len(opened)) as advance:
         report = check_dataset(opened, decode=decode, progress=advance)
     write_json(asdict(report), json_path)

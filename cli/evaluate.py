@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 import click
 
+from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.options import (
     FILE,
     config_option,
-    dataset_options,
     finish,
     json_option,
     progress,
@@ -31,10 +31,7 @@ def evaluate() -> None:
 @config_option
 def cams(
     folder: Path,
-    kind: str,
-    root: Path | None,
-    split: str | None,
-    labels: Path | None,
+    data: Data,
     stage: str,
     json_path: str | None,
 ) -> None:
@@ -47,7 +44,6 @@ def cams(
     Example:
       wsssfast evaluate cams cams --dataset voc --data-root VOCdevkit/VOC2012 --json scores.json
     """
-    from wsssfast.data import open_dataset
     from wsssfast.evaluate import evaluate_cams
     from wsssfast.shards import CamShards
 
@@ -55,7 +51,7 @@ def cams(
     stages = shards.stages if stage == "all" else tuple(stage.split(","))
     for name in stages:
         shards.require_stage(name)
-    dataset = open_dataset(kind, root, split, labels)
+    dataset = data.open()
     with progress("evaluate cams", len(shards)) as advance:
         results, failed = evaluate_cams(shards, dataset, stages, advance)
     first = next(iter(results.values()))
@@ -95,10 +91,7 @@ def cams(
 @config_option
 def labels(
     folder: Path,
-    kind: str,
-    root: Path | None,
-    split: str | None,
-    labels: Path | None,
+    data: Data,
     ignored: Literal["background", "skip"],
     json_path: str | None,
 ) -> None:
@@ -108,12 +101,11 @@ def labels(
     Example:
       wsssfast evaluate labels labels --dataset voc --data-root VOCdevkit/VOC2012
     """
-    from wsssfast.data import open_dataset
     from wsssfast.evaluate import evaluate_labels
     from wsssfast.shards import LabelShards
 
     shards = LabelShards(folder)
-    dataset = open_dataset(kind, root, split, labels)
+    dataset = data.open()
     with progress("evaluate labels", len(shards)) as advance:
         result, failed = evaluate_labels(shards, dataset, ignored, advance)
     _tell_unscored(result, failed)
@@ -142,10 +134,7 @@ def labels(
 @config_option
 def seg(
     folder: Path,
-    kind: str,
-    root: Path | None,
-    split: str | None,
-    labels: Path | None,
+    data: Data,
     classes: str | None,
     report: Path | None,
     images: int,
@@ -161,11 +150,10 @@ def seg(
       wsssfast evaluate seg masks --dataset voc --data-root VOCdevkit/VOC2012 --split val \\
           --report masks.html
     """
-    from wsssfast.data import open_dataset
     from wsssfast.evaluate.segmentation import evaluate_segmentation, open_predicted
     from wsssfast.report.segmentation import write_segmentation_report
 
-    dataset = open_dataset(kind, root, split, labels)
+    dataset = data.open()
     predicted = open_predicted(folder, dataset)
     chosen = [part.strip() for part in (classes or "").split(",") if part.strip()]
     with progress("evaluate seg", len(predicted.ids)) as advance:

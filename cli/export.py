@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsssfast.cli.cam_options import cam_options
+from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.filling import filling_options
-from wsssfast.cli.network_options import network_options, open_data, predicted
+from wsssfast.cli.network_options import network_options
 from wsssfast.cli.options import (
     FILE,
     config_option,
-    dataset_options,
     device_option,
     finish,
     json_option,
@@ -45,10 +45,7 @@ if TYPE_CHECKING:
 @json_option
 @config_option
 def export_cams(
-    kind: str,
-    root: Path | None,
-    split: str | None,
-    labels: Path | None,
+    data: Data,
     checkpoint: Path,
     out: Path,
     stage: str,
@@ -83,10 +80,10 @@ def export_cams(
 
     stages = tuple(part.strip() for part in stage.split(",") if part.strip())
     options = CamOptions(
-        stages=stages, predict_above=predict_above if predicted(labels) else None, **method
+        stages=stages, predict_above=predict_above if data.predicted else None, **method
     )
     model = load_model(checkpoint)
-    dataset = open_data(kind, root, split, labels, model.config.class_names)
+    dataset = data.open_for(model.config.class_names)
     model.to(own_device(pick_device(device)))
     with filling("export-cams") as how:
         summary = export(
@@ -97,7 +94,7 @@ def export_cams(
     if json_path != "-":
         click.echo(f"{summary.images} images in {out}: {shards_told(summary)}")
         source = f"its image-level labels ({dataset.label_source})"
-        if predicted(labels):
+        if data.predicted:
             source = f"what the classifier gives a score above {predict_above:g}"
         click.echo(f"Classes of each image: {source}.")
     finish(summary.failed)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from wsssfast.cli.cam_options import cam_options
+from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.filling import filling_options
-from wsssfast.cli.network_options import network_options, open_data, predicted
+from wsssfast.cli.network_options import network_options
 from wsssfast.cli.options import (
     FILE,
     config_option,
-    dataset_options,
     device_option,
     finish,
     given,
@@ -76,10 +76,7 @@ def export_labels(
     cams: Path | None,
     checkpoint: Path | None,
     out: Path,
-    kind: str,
-    root: Path | None,
-    split: str | None,
-    labels: Path | None,
+    data: Data,
     stage: str | None,
     recipe: str | None,
     background: tuple[float, ...],
@@ -162,7 +159,7 @@ def export_labels(
             shards = CamShards(cams)
             stage = stage or shards.stages[-1]
             dataset = (
-                open_data(kind, root, split, labels, shards.class_names)
+                data.open_for(shards.class_names)
                 if looks else None
             )  # fmt: skip
             missing = shards.missing_names
@@ -181,10 +178,10 @@ def export_labels(
             run["decode_workers"] = run["decode_workers"] or own_cores()
             stage = stage or "final"
             computed = CamOptions(
-                stages=(stage,), predict_above=above if predicted(labels) else None, **others
+                stages=(stage,), predict_above=above if data.predicted else None, **others
             )
             model = load_model(checkpoint)
-            dataset = open_data(kind, root, split, labels, model.config.class_names)
+            dataset = data.open_for(model.config.class_names)
             summary = export_labels_of_images(
                 model.to(place), dataset, out, computed, options(stage, dataset.class_names),
                 filling=how, **run, **made,

@@ -1,18 +1,13 @@
 """How a classifier is run over a data set: options of every command that goes from images."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from wsssfast.errors import WsssError
 
-if TYPE_CHECKING:
-    from wsssfast.data.dataset import Dataset
-
 F = TypeVar("F", bound=Callable[..., Any])
-_PREDICTED, _NONE = Path("predicted"), Path("none")  # in place of a labels file
 
 
 def _batch_size(ctx: click.Context, param: click.Parameter, text: str) -> int | None:
@@ -45,32 +40,3 @@ def pace_options(command: F) -> F:
     )):  # fmt: skip
         command = option(command)
     return command
-
-
-def predicted(labels: Path | None) -> bool:
-    """Whether --labels asks for the classes that the classifier sees."""
-    return labels == _PREDICTED
-
-
-def given_labels(labels: Path | None) -> Path | None:
-    """A file of --labels; None where it is a word instead."""
-    return None if labels in (_NONE, _PREDICTED) else labels
-
-
-def open_images(
-    kind: str, root: Path | None, split: str | None, labels: Path | None, classes: tuple[str, ...]
-) -> "Dataset":
-    """The data set where image labels are not used; --labels none or predicted needs none."""
-    return open_data(kind, root, split, _PREDICTED if labels == _NONE else labels, classes)
-
-
-def open_data(
-    kind: str, root: Path | None, split: str | None, labels: Path | None, classes: tuple[str, ...]
-) -> "Dataset":
-    """The data set of the options; of such `classes` where its labels are predicted."""
-    from wsssfast.data import open_dataset
-    from wsssfast.data.unlabelled import open_unlabelled
-
-    if predicted(labels):
-        return open_unlabelled(kind, root, split, classes)
-    return open_dataset(kind, root, split, labels)

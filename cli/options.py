@@ -24,19 +24,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
 
 
-def dataset_options(command: F) -> F:
-    """--dataset, --data-root, --split and --labels."""
-    for option in reversed((
-        click.option("--dataset", "kind", type=click.Choice(["voc", "coco", "folder", "synthetic"]),
-                     default="synthetic", show_default=True, help="What layout the data has."),
-        click.option("--data-root", "root", type=FILE, help="Folder of the data set."),
-        click.option("--split", help="Which part: a name of the data set's, or a list file."),
-        click.option("--labels", type=FILE, help="Image labels: a .json, .csv or .npy file."),
-    )):  # fmt: skip
-        command = option(command)
-    return command
-
-
 _LISTS = (  # options of text with commas, which a TOML file may give as a list
     "scales", "stage", "stages", "propagations", "rankings", "ratios", "alphas", "c2p_ranges",
     "p2p_ranges", "background", "background_exponent", "what",

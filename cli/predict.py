@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from wsssfast.cli.cam_options import numbers
+from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.filling import filling_options
-from wsssfast.cli.network_options import open_images
 from wsssfast.cli.options import (
     FILE,
     config_option,
-    dataset_options,
     device_option,
     finish,
     json_option,
@@ -84,10 +83,7 @@ def predict(
     /,
     checkpoint: Path,
     out: Path,
-    kind: str,
-    root: Path | None,
-    split: str | None,
-    labels: Path | None,
+    data: Data,
     recipe: str | None,
     scales: tuple[float, ...],
     fuse: Literal["max", "mean"],
@@ -135,7 +131,7 @@ def predict(
     names = load_segmenter(checkpoint).config.class_names
     if archive:
         require_voc(names, checkpoint)
-    dataset = open_images(kind, root, split, labels, names)
+    dataset = data.open_images(names)
     place = own_device(pick_device(device))
     with filling("predict") as how:
         summary = run(

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.options import (
     FILE,
     config_option,
-    dataset_options,
     device_option,
     finish,
     json_option,
@@ -81,10 +81,7 @@ def _measured(
 def report(
     ctx: click.Context,
     cams: Path | None,
-    kind: str,
-    root: Path | None,
-    split: str | None,
-    labels: Path | None,
+    data: Data,
     checkpoint: Path | None,
     scores: Path | None,
     label_shards: Path | None,
@@ -123,7 +120,6 @@ def report(
         raise WsssError(
             "Expected the CAM shards to show, found none.", "Give --cams, --paper or --ablation."
         )
-    from wsssfast.data import open_dataset
     from wsssfast.models.checkpoint import load_model
     from wsssfast.report import write_report
     from wsssfast.report.scores import read_scores
@@ -133,7 +129,7 @@ def report(
     found = read_scores(scores) if scores else None
     masks = LabelShards(label_shards) if label_shards else None
     model = load_model(checkpoint).to(pick_device(device)) if checkpoint else None
-    dataset = open_dataset(kind, root, split, labels)
+    dataset = data.open()
     wanted = [part.strip() for part in (ids or "").split(",") if part.strip()]
     with progress("report", len(shards)) as advance:
         summary = write_report(

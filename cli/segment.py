@@ -5,12 +5,11 @@ from typing import Any
 
 import click
 
+from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.fields import field_options, pick_fields
-from wsssfast.cli.network_options import given_labels, open_images
 from wsssfast.cli.options import (
     FILE,
     config_option,
-    dataset_options,
     device_option,
     finish,
     json_option,
@@ -56,10 +55,7 @@ from wsssfast.training.options import RunOptions, SegmenterOptions
 def train_seg(
     label_shards: Path | None,
     true_masks: bool,
-    kind: str,
-    root: Path | None,
-    split: str | None,
-    labels: Path | None,
+    data: Data,
     val_split: str | None,
     out: Path,
     trunk: str,
@@ -88,7 +84,6 @@ def train_seg(
     """  # fmt: skip
     options = SegmenterOptions(**pick_fields(SegmenterOptions, fields))
     run = RunOptions(**pick_fields(RunOptions, fields))
-    from wsssfast.data import open_dataset
     from wsssfast.models.segmenter import SegmenterConfig
     from wsssfast.shards import LabelShards
     from wsssfast.training.fit import fit
@@ -102,11 +97,8 @@ def train_seg(
             f"Expected --label-shards or --true-masks, found {'both' if true_masks else 'neither'}."
         )
     shards = LabelShards(label_shards) if label_shards else None
-    if shards:
-        dataset = open_images(kind, root, split, labels, shards.class_names)
-    else:
-        dataset = open_dataset(kind, root, split, labels)
-    held_out = open_dataset(kind, root, val_split, given_labels(labels)) if val_split else None
+    dataset = data.open_images(shards.class_names) if shards else data.open()
+    held_out = data.held_out(val_split)
     masks = shards or TrueMasks(dataset)
     dataset = with_labels(dataset, masks, held_out)
     about, start = start_of(trunk, pretrained)

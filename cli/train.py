@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
+from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.fields import field_options, pick_fields
 from wsssfast.cli.options import (
     FILE,
     config_option,
-    dataset_options,
     device_option,
     finish,
     json_option,
@@ -74,10 +74,7 @@ from wsssfast.training.options import ClassifierOptions, RunOptions
 @json_option
 @config_option
 def train(
-    kind: str,
-    root: Path | None,
-    split: str | None,
-    labels: Path | None,
+    data: Data,
     val_split: str | None,
     holdout: int,
     out: Path,
@@ -111,7 +108,6 @@ def train(
     """  # fmt: skip
     options = ClassifierOptions(**pick_fields(ClassifierOptions, fields))
     run = RunOptions(**pick_fields(RunOptions, fields))
-    from wsssfast.data import open_dataset
     from wsssfast.data.dataset import hold_out
     from wsssfast.models.backbone import backbone_weights
     from wsssfast.models.classifier import ClassTokenViT
@@ -123,8 +119,8 @@ def train(
 
     if val_split and holdout:
         raise WsssError("Expected --val-split or --holdout, found both.", "Leave one out.")
-    dataset = open_dataset(kind, root, split, labels)
-    held_out = open_dataset(kind, root, val_split, labels) if val_split else None
+    dataset = data.open()
+    held_out = data.held_out(val_split)
     if held_out:
         known = held_out.by_id
         dataset = dataset.subset(lambda n, item: item.id not in known, dataset.split)

@@ -1,0 +1,83 @@
+"""The data set of a command, as its options say."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from wsssfast.cli.options import FILE
+
+if TYPE_CHECKING:
+    from wsssfast.data.dataset import Dataset
+
+F = TypeVar("F", bound=Callable[..., Any])
+_PREDICTED, _NONE = Path("predicted"), Path("none")  # in place of a labels file
+
+
+def dataset_options(command: F) -> F:
+    """--dataset, --data-root, --split and --labels, which the command gets as one `data`."""
+
+    @wraps(command)
+    def gathered(*args: Any, **values: Any) -> Any:
+        own = [values.pop(name) for name in ("kind", "root", "split", "labels")]
+        return command(*args, data=Data(*own), **values)
+
+    decorated: Any = gathered
+    for option in reversed((
+        click.option("--dataset", "kind", type=click.Choice(["voc", "coco", "folder", "synthetic"]),
+                     default="synthetic", show_default=True, help="What layout the data has."),
+        click.option("--data-root", "root", type=FILE, help="Folder of the data set."),
+        click.option("--split", help="Which part: a name of the data set's, or a list file."),
+        click.option("--labels", type=FILE, help="Image labels: a .json, .csv or .npy file."),
+    )):  # fmt: skip
+        decorated = option(decorated)
+    wrapped: F = decorated
+    return wrapped
+
+
+@dataclass(frozen=True)
+class Data:
+    """Values of the options; each way to open them raises WsssError for what is wrong there."""
+
+    kind: str
+    root: Path | None
+    split: str | None
+    labels: Path | None
+
+    @property
+    def predicted(self) -> bool:
+        """Whether --labels asks for the classes that the classifier sees."""
+        return self.labels == _PREDICTED
+
+    def open(self) -> "Dataset":
+        """With the image labels of a file or of the data set's own."""
+        return self._open(self.split, self.labels)
+
+    def open_for(self, classes: tuple[str, ...]) -> "Dataset":
+        """As `open`; of such `classes` and without labels where those are to be predicted."""
+        from wsssfast.data.unlabelled import open_unlabelled
+
+        if self.predicted:
+            return open_unlabelled(self.kind, self.root, self.split, classes)
+        return self.open()
+
+    def open_images(self, classes: tuple[str, ...]) -> "Dataset":
+        """Where image labels are not used: --labels none or predicted needs none."""
+        from wsssfast.data.unlabelled import open_unlabelled
+
+        if self.labels in (_NONE, _PREDICTED):
+            return open_unlabelled(self.kind, self.root, self.split, classes)
+        return self.open()
+
+    def held_out(self, split: str | None) -> "Dataset | None":
+        """Another split, with masks to score against; None where none is named."""
+        labels = None if self.labels in (_NONE, _PREDICTED) else self.labels
+        return self._open(split, labels) if split else None
+
+    def _open(self, split: str | None, labels: Path | None) -> "Dataset":
+        from wsssfast.data import open_dataset
+
+        return open_dataset(self.kind, self.root, split, labels)
