@@ -105,11 +105,16 @@ def balanced(weights: Tensor, rounds: int = 3) -> Tensor:
     return weights
 
 
-def modulated(c2p: Tensor, similarity: Tensor, ratio: float, alpha: float = ALPHA) -> Tensor:
-    """Eqs. 3 and 4."""
-    count = reference.related_count(ratio, similarity.shape[-1])
-    means = reference.related_mean(c2p, reference.related_patches(similarity, count))
-    return reference.modulate(c2p, means, alpha)
+def ordered(similarity: Tensor) -> Tensor:
+    """int64 [2, N, N], the most related patch of each row first, ranked as `related_patches`."""
+    return torch.sort(similarity, dim=-1, descending=True, stable=True).indices
+
+
+def modulated(c2p: Tensor, order: Tensor, ratio: float, alpha: float = ALPHA) -> Tensor:
+    """Eqs. 3 and 4 of an order of patches, which serves any number of ratios."""
+    chosen = order[..., : reference.related_count(ratio, order.shape[-1])]
+    related = torch.zeros(order.shape, dtype=torch.bool).scatter(-1, chosen, True)
+    return reference.modulate(c2p, reference.related_mean(c2p, related), alpha)
 
 
 def above(c2p: Tensor, similarity: Tensor, least: Tensor) -> Tensor:
@@ -180,11 +185,13 @@ def modulations(seen: Seen) -> Iterator[tuple[str, Tensor]]:
     c2p, p2p, similarity = seen.last, seen.attention, seen.similarity
     ranks = {"attention": p2p, "tokens": similarity, "geometric": seen.geometric,
              "both": by_row(p2p) * similarity.clamp_min(0)}  # fmt: skip
-    for name, rank in ranks.items():
+    orders = {name: ordered(rank) for name, rank in ranks.items()}
+    for name, order in orders.items():
         for ratio in RATIOS:
-            yield f"{name}, ratio {ratio:g}", modulated(c2p, rank, ratio)
+            yield f"{name}, ratio {ratio:g}", modulated(c2p, order, ratio)
+    order = orders["tokens"]
     for alpha in (0.4, 3.0, 1e6):
-        yield f"tokens, ratio 0.1, alpha {alpha:g}", modulated(c2p, similarity, 0.1, alpha)
+        yield f"tokens, ratio 0.1, alpha {alpha:g}", modulated(c2p, order, 0.1, alpha)
     for mass in (0.3, 0.5, 0.7):
         yield f"attention, mass {mass:g}", of_mass(c2p, p2p, mass)
     yield "attention, above its mean", above(c2p, p2p, p2p.mean(-1, keepdim=True))
@@ -192,9 +199,9 @@ def modulations(seen: Seen) -> Iterator[tuple[str, Tensor]]:
         yield f"tokens, above {least:g}", above(c2p, similarity, torch.tensor(least))
     yield "tokens, above its mean", above(c2p, similarity, similarity.mean(-1, keepdim=True))
     for ratio in (0.1, 0.3):
-        again = modulated(modulated(c2p, similarity, ratio), similarity, ratio)
+        again = modulated(modulated(c2p, order, ratio), order, ratio)
         yield f"tokens, ratio {ratio:g}, twice", again
-    coupled = modulated(seen.both, similarity, 0.1) / seen.cam.clamp_min(1e-6)
+    coupled = modulated(seen.both, order, 0.1) / seen.cam.clamp_min(1e-6)
     yield "tokens, ratio 0.1, of the coupled map", coupled
 
 
@@ -212,7 +219,7 @@ def ideas(seen: Seen) -> Iterator[tuple[str, Tensor]]:
     """Name and maps [2, K, N] of every idea, the baseline and the paper's first."""
     p2p, geometric, similar = seen.attention, seen.geometric, seen.similarity.clamp_min(0)
     yield BASE, spread(seen.both, p2p)
-    yield PAPER, spread(seen.cam * modulated(seen.last, p2p, 0.3), p2p)
+    yield PAPER, spread(seen.cam * modulated(seen.last, ordered(p2p), 0.3), p2p)
     yield "Original-CAM", seen.cam
     yield "not propagated", seen.both
     for name, weights in propagations(seen):
