@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from support import BACKBONE, needs_shared, tiny_config, tiny_model
 
 from wsssfast.errors import WsssError
+from wsssfast.models import block
 from wsssfast.models.backbone import build_backbone, plain_vits, why_not_plain
 from wsssfast.models.classifier import ClassTokenViT, init_from_backbone
 from wsssfast.models.classifier_config import ClassifierConfig
 from wsssfast.models.losses import Logits, classifier_loss
 from wsssfast.models.scratch import init_from_scratch
+from wsssfast.precision import autocast
 
 
 def test_logits_are_the_token_means_and_the_pooled_cam():
@@ -195,3 +197,21 @@ def test_a_start_from_scratch_attends_to_similar_patches():
         assert product.diagonal().mean() > 3 * product.abs().mean()
     assert (block.proj.weight.detach() @ value).diagonal().mean() < -0.2
     assert model.capture(images).p2p.std() > 3 * diffuse.std()
+
+
+def test_training_in_half_precision_on_a_cpu_is_as_exact_as_pytorchs_attention(monkeypatch):
+    torch.manual_seed(0)
+    images, targets = torch.randn(2, 3, 40, 32), torch.tensor([[1.0, 0, 0], [0, 1, 1]])
+    model = tiny_model().train()
+
+    def gradients(precision: str, most: int) -> torch.Tensor:
+        monkeypatch.setattr(block, "_MOST_MAPS", most)
+        with autocast("cpu", precision):
+            loss = classifier_loss(model(images), targets)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+    exact, fused, whole = gradients("fp32", 0), gradients("bf16", 0), gradients("bf16", 10**9)
+    assert torch.equal(gradients("fp32", 10**9), exact)  # whole maps are for half precision only
+    assert not torch.equal(whole, fused)
+    wrong = [(found - exact).norm() / exact.norm() for found in (fused, whole)]
+    assert wrong[1] < max(0.02, 1.5 * wrong[0])
