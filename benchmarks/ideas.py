@@ -169,7 +169,7 @@ def propagations(seen: Seen) -> Iterator[tuple[str, Tensor]]:
                        ("last 3", layers[-3:])):  # fmt: skip
         yield f"{name} layers", part.mean(0)
     yield "token similarity", similar
-    for power in (2.0, 4.0, 8.0):
+    for power in (2.0, 8.0):
         yield f"token similarity, power {power:g}", similar**power
     yield "attention by token similarity", p2p * similar
     yield "geometric by token similarity", geometric * similar
@@ -245,15 +245,17 @@ def ideas(seen: Seen) -> Iterator[tuple[str, Tensor]]:
         yield f"c2p: {name}", spread(seen.cam * c2p, p2p)
     ways: list[tuple[str, Callable[[Tensor], Tensor]]] = [
         ("", lambda maps: spread(maps, p2p)),
+        (", geometric", lambda maps: spread(maps, seen.geometric)),
+        (", smaller of both ways", lambda maps: spread(maps, torch.minimum(p2p, p2p.mT))),
         (", balanced", lambda maps: spread(maps, seen.balanced)),
         (", geometric by tokens", lambda maps: spread(maps, seen.geometric * similar)),
     ]
     for name, c2p in modulations(seen):
-        for way, propagate in ways:
+        several = name.startswith("tokens") or name == "attention, ratio 0.3"
+        for way, propagate in ways if several else ways[:1]:
             yield f"modulate: {name}{way}", propagate(seen.cam * c2p)
     for name, maps in couplings(seen):
-        for way, propagate in ways:
-            yield f"couple: {name}{way}", propagate(maps)
+        yield f"couple: {name}", spread(maps, p2p)
 
 
 def backgrounds(maps: NDArray[np.float32]) -> Iterator[tuple[str, NDArray[np.float32]]]:

@@ -36,7 +36,7 @@ from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.preprocess import normalise
 from wsssfast.shards.reader import full_size
 
-ESTIMATE_FOR = (BASE, PAPER, "propagate: balanced in 3")
+ESTIMATE_FOR = (BASE, PAPER, "modulate: tokens, ratio 0.3, geometric")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class Counted:
     def save(self, path: Path) -> None:
         """As arrays alone."""
         ideas, seen = np.array(list(self.seen)), np.stack(list(self.seen.values()))
-        np.savez_compressed(path, names=np.array(self.names), truth=self.truth, ideas=ideas, seen=seen)
+        np.savez_compressed(
+            path, names=np.array(self.names), truth=self.truth, ideas=ideas, seen=seen
+        )
 
     @classmethod
     def load(cls, path: Path) -> "Counted":

@@ -68,8 +68,9 @@ def _variations(command: F) -> F:
     for option in reversed((
         click.option("--stages", default=_STAGES, show_default=True,
                      callback=_words(*_STAGES.split(",")), help="Stages (Tables 4 and 5)."),
-        click.option("--propagations", default="gather,scatter", show_default=True,
-                     callback=_words("gather", "scatter"), help="Orientations of Eq. 6."),
+        click.option("--propagations", default="gather,scatter,geometric", show_default=True,
+                     callback=_words("gather", "scatter", "geometric"),
+                     help="Readings of Eq. 6."),
         click.option("--rankings", default="attention,tokens", show_default=True,
                      callback=_words("attention", "tokens"), help="What ranks related patches."),
         click.option("--ratios", default="0.1,0.2,0.3,0.4,0.5", show_default=True,

@@ -41,10 +41,10 @@ def cam_options(command: F) -> F:
             ),
             click.option(
                 "--propagation",
-                type=click.Choice(["gather", "scatter"]),
+                type=click.Choice(["gather", "scatter", "geometric"]),
                 default="gather",
                 show_default=True,
-                help="Eq. 6 as MCTformer computes it, or to the letter.",
+                help="Eq. 6 as MCTformer computes it, to the letter, or the mean of both ways.",
             ),
             click.option(
                 "--related-by",

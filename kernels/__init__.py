@@ -1,6 +1,7 @@
 """Every hot operation of the method; `reference` defines what each must compute."""
 
 from wsssfast.kernels.api import (
+    PROPAGATIONS,
     STAGES,
     Fuse,
     Propagation,
@@ -16,6 +17,7 @@ from wsssfast.kernels.crf import CrfBackend, Pairwise, choose_crf, dense_crf
 from wsssfast.kernels.reference import token_similarity
 
 __all__ = [
+    "PROPAGATIONS",
     "STAGES",
     "AttentionCapture",
     "Backend",

@@ -5,7 +5,7 @@ defines correctness; `backend="auto"` takes the fastest path that this device ha
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ _STEPS = {  # stage -> what it starts from, and whether p2p propagates it
     "modulated": ("modulated", False),
     "final": ("modulated", True),
 }
-Propagation = Literal["gather", "scatter"]
+Propagation = Literal["gather", "scatter", "geometric"]
+PROPAGATIONS: tuple[Propagation, ...] = get_args(Propagation)
 Fuse = Literal["product", "sqrt"]
 
 
@@ -111,7 +112,8 @@ def propagate(
     Args:
         cam: [B, C, N].
         p2p: [B, N, N].
-        propagation: "gather" or "scatter" (Eq. 6 as MCTformer computes it, or to the letter).
+        propagation: "gather" or "scatter" (Eq. 6 as MCTformer computes it, or to the letter), or
+            "geometric" (by the geometric mean of both).
         backend: auto, triton, eager or reference.
 
     Returns:
@@ -125,7 +127,7 @@ def propagate(
     chosen = choose(backend, cam)
     if chosen == "reference":
         return reference.propagate(cam, p2p, propagation)
-    moved: Tensor = _operations(chosen, cam).propagate(cam, p2p, propagation == "gather")
+    moved: Tensor = _operations(chosen, cam).propagate(cam, p2p, propagation)
     return moved
 
 
@@ -155,7 +157,8 @@ def refine(
         ratio: share of related patches in (0, 1] (paper: 0.3).
         alpha: weight of the related mean, >= 0 (paper: 1.2; 0 is MCTformer-V2).
         include_self: whether a patch may be related to itself.
-        propagation: "gather" or "scatter" (Eq. 6 as MCTformer computes it, or to the letter).
+        propagation: "gather" or "scatter" (Eq. 6 as MCTformer computes it, or to the letter), or
+            "geometric" (by the geometric mean of both).
         fuse: what joins CAM and c2p: their product (Eq. 5), or its root (MCTformer+).
         backend: see the module.
 
@@ -211,7 +214,7 @@ def refine(
     ends: dict[str, Tensor] = {}
     if moved:  # all in one pass over p2p
         together = torch.cat([starts[kind] for kind in moved], 1)
-        parts = operations.propagate(together, p2p, propagation == "gather").chunk(len(moved), 1)
+        parts = operations.propagate(together, p2p, propagation).chunk(len(moved), 1)
         ends = dict(zip(moved, parts, strict=True))
     return {
         stage: (ends if propagated else starts)[kind] for stage, (kind, propagated) in kinds.items()
@@ -259,8 +262,10 @@ def _expect_ratio(ratio: float) -> None:
 
 
 def _expect_propagation(propagation: str) -> None:
-    if propagation not in ("gather", "scatter"):
-        raise ValueError(f"expected propagation gather or scatter, received {propagation!r}")
+    if propagation not in PROPAGATIONS:
+        raise ValueError(
+            f"expected propagation {', '.join(PROPAGATIONS)}, received {propagation!r}"
+        )
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

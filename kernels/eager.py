@@ -181,9 +181,16 @@ def modulated_cam(
     return modulated.mul_(torch.relu(cam))
 
 
-def propagate(cam: Tensor, p2p: Tensor, gather: bool = True) -> Tensor:
-    """Eq. 6, [B, C, N]: sum over j of p2p[i, j] * cam[c, j], or of cam[c, j] * p2p[j, i]."""
-    return cam @ (p2p.transpose(-2, -1) if gather else p2p)
+def propagate(cam: Tensor, p2p: Tensor, propagation: str = "gather") -> Tensor:
+    """Eq. 6 as `reference.propagate`, [B, C, N]; geometric weights of one image at a time."""
+    if propagation != "geometric":
+        return cam @ (p2p.transpose(-2, -1) if propagation == "gather" else p2p)
+    out = torch.empty(cam.shape, dtype=cam.dtype, device=cam.device)
+    weights = p2p.new_empty(p2p.shape[1:])
+    for maps, attention, moved in zip(cam, p2p, out, strict=True):
+        torch.mul(attention, attention.t(), out=weights).sqrt_()
+        torch.mm(maps, weights, out=moved)
+    return out
 
 
 def full_size_cam(grids: Sequence[Tensor], size: tuple[int, int], epsilon: float) -> Tensor:

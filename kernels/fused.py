@@ -47,9 +47,9 @@ def modulated_cam(
     return _selected(cam, c2p, similarity, count, alpha, include_self)
 
 
-def propagate(cam: Tensor, p2p: Tensor, gather: bool = True) -> Tensor:
+def propagate(cam: Tensor, p2p: Tensor, propagation: str = "gather") -> Tensor:
     """Eq. 6, float32 [B, C, N]; one launch."""
-    return propagate_once(_rows(cam), _rows(p2p), gather)
+    return propagate_once(_rows(cam), _rows(p2p), propagation)
 
 
 def _selected(

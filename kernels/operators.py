@@ -19,7 +19,7 @@ _SCHEMAS = (
     "related_mean(Tensor c2p, Tensor similarity, int count, bool include_self) -> Tensor",
     "modulated_cam(Tensor cam, Tensor c2p, Tensor similarity, int count, float alpha,"
     " bool include_self) -> Tensor",
-    "propagate(Tensor cam, Tensor p2p, bool gather) -> Tensor",
+    "propagate(Tensor cam, Tensor p2p, str propagation) -> Tensor",
 )
 for _schema in _SCHEMAS:
     _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -83,10 +83,10 @@ def _modulated_cam(
 
 
 @torch.library.impl(_LIBRARY, "propagate", "CUDA")
-def _propagate(cam: Tensor, p2p: Tensor, gather: bool) -> Tensor:
+def _propagate(cam: Tensor, p2p: Tensor, propagation: str) -> Tensor:
     from wsssfast.kernels import fused
 
-    return fused.propagate(cam, p2p, gather)
+    return fused.propagate(cam, p2p, propagation)
 
 
 @torch.library.register_fake("wsssfast::attend_and_add", lib=_LIBRARY)
@@ -127,5 +127,5 @@ def _(cam, c2p, similarity, count, alpha, include_self):
 
 
 @torch.library.register_fake("wsssfast::propagate", lib=_LIBRARY)
-def _(cam, p2p, gather):
+def _(cam, p2p, propagation):
     return torch.empty_like(cam, memory_format=torch.contiguous_format)

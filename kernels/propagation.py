@@ -1,10 +1,11 @@
 """Eq. 6 in Triton, in either reading: maps multiplied with patch-to-patch attention.
 
-    gather:  out[c, i] = sum over j of p2p[i, j] * cam[c, j]
-    scatter: out[c, i] = sum over j of cam[c, j] * p2p[j, i]
+    gather:    out[c, i] = sum over j of p2p[i, j] * cam[c, j]
+    scatter:   out[c, i] = sum over j of cam[c, j] * p2p[j, i]
+    geometric: out[c, i] = sum over j of sqrt(p2p[i, j] * p2p[j, i]) * cam[c, j]
 
-One kernel: scatter is gather with the two strides of p2p exchanged. Products are TF32 in three
-passes, as exact as float32.
+One kernel: scatter is gather with the two strides of p2p exchanged, geometric reads both tiles.
+Products are TF32 in three passes, as exact as float32.
 """
 
 import torch
@@ -30,6 +31,7 @@ def propagate_kernel(
     CLASSES: tl.constexpr,  # classes of a program
     ROWS: tl.constexpr,  # patches i of a program
     COLUMNS: tl.constexpr,  # patches j of a step
+    BOTH: tl.constexpr,  # whether weights are the geometric mean of both ways
 ):
     """One tile of classes c and receiving patches i."""
     to = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -50,18 +52,26 @@ def propagate_kernel(
             mask=valid[:, None] & to_valid[None, :],
             other=0.0,
         )
+        if BOTH:
+            place = giver[:, None].to(tl.int64) * to_stride + to[None, :] * from_stride
+            answer = tl.load(
+                p2p_ptr + image * p2p_batch_stride + place,
+                mask=valid[:, None] & to_valid[None, :],
+                other=0.0,
+            )
+            attention = tl.sqrt(attention * answer)
         total = tl.dot(maps, attention, total, input_precision="tf32x3")
     place = (image * classes + label[:, None]) * patches + to[None, :]
     tl.store(out_ptr + place, total, mask=label_valid[:, None] & to_valid[None, :])
 
 
-def propagate(cam: Tensor, p2p: Tensor, gather: bool = True) -> Tensor:
+def propagate(cam: Tensor, p2p: Tensor, propagation: str = "gather") -> Tensor:
     """Maps propagated once.
 
     Args:
         cam: float32 [B, C, N], last dimension contiguous.
         p2p: float32 [B, N, N], last dimension contiguous.
-        gather: or scatter.
+        propagation: gather, scatter or geometric.
 
     Returns:
         float32 [B, C, N].
@@ -69,7 +79,7 @@ def propagate(cam: Tensor, p2p: Tensor, gather: bool = True) -> Tensor:
     batch, classes, patches = cam.shape
     out = torch.empty(batch, classes, patches, dtype=torch.float32, device=cam.device)
     row, column = p2p.stride(1), p2p.stride(2)
-    to_stride, from_stride = (row, column) if gather else (column, row)
+    to_stride, from_stride = (column, row) if propagation == "scatter" else (row, column)
     grid, chosen = launch.tiles("propagate", cam, (batch, classes, patches))
     with torch.cuda.device_of(cam):
         propagate_kernel[grid](
@@ -83,6 +93,7 @@ def propagate(cam: Tensor, p2p: Tensor, gather: bool = True) -> Tensor:
             p2p.stride(0),
             to_stride,
             from_stride,
+            BOTH=propagation == "geometric",
             **chosen,
         )
     return out

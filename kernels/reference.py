@@ -119,22 +119,26 @@ def couple(cam: Tensor, c2p: Tensor, fuse: str = "product") -> Tensor:
 
 
 def propagate(cam: Tensor, p2p: Tensor, propagation: str = "gather") -> Tensor:
-    """Eq. 6, in either reading.
+    """Eq. 6, in either reading, or with both at once.
 
     `gather` ([M]): final[c, i] = sum over j of p2p[i, j] * cam[c, j].
     `scatter` (the equation to the letter, cam @ p2p): final[c, i] = sum over j of
     cam[c, j] * p2p[j, i].
+    `geometric` (ours): the weight of i and j is sqrt(p2p[i, j] * p2p[j, i]), large where each of
+    them attends to the other; a patch that all attend to gives little to those it does not answer.
 
     Args:
         cam: [B, C, N].
         p2p: [B, N, N].
-        propagation: "gather" or "scatter".
+        propagation: "gather", "scatter" or "geometric".
 
     Returns:
         [B, C, N].
     """
     if propagation == "gather":
         return cam @ p2p.transpose(-2, -1)
+    if propagation == "geometric":
+        return cam @ (p2p * p2p.transpose(-2, -1)).sqrt()
     return cam @ p2p
 
 
@@ -162,7 +166,7 @@ def stage_maps(
         ratio: share of the patches that are related (0.3).
         alpha: weight of the related mean (1.2).
         include_self: whether a patch may be related to itself.
-        propagation: "gather" or "scatter".
+        propagation: "gather", "scatter" or "geometric".
         fuse: "product" (Eq. 5), or "sqrt", its root (MCTformer+).
 
     Returns:

@@ -18,7 +18,8 @@ class CamOptions:
         stages: which stages of the refinement, names of `kernels.STAGES`.
         ratio: share of related patches in (0, 1] (Fig. 5: best 0.3).
         alpha: weight of the related mean (Table 3: best 1.2; 0 is MCTformer-V2).
-        propagation: Eq. 6 as MCTformer computes it (gather), or to the letter (scatter).
+        propagation: Eq. 6 as MCTformer computes it (gather), to the letter (scatter), or with the
+            geometric mean of both (geometric, ours).
         related_by: rank related patches by p2p attention (the paper) or by token similarity.
         include_self: whether a patch may be related to itself.
         fuse: what joins CAM and attention: their product (Eq. 5), or its root (MCTformer+).

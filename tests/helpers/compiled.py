@@ -109,7 +109,10 @@ def launches(arch: int) -> Iterator[tuple[str, object, str, dict, dict]]:
                             constants["WIDTH_BLOCK"] = triton.next_power_of_2(width)
                         yield kernel, function, dtype, constants, options
                         continue
-                    flags: tuple[dict, ...] = ({"from_stride": 1}, {"to_stride": 1})
+                    flags: tuple[dict, ...] = (
+                        {"from_stride": 1, "BOTH": False}, {"to_stride": 1, "BOTH": False},
+                        {"from_stride": 1, "BOTH": True},
+                    )  # fmt: skip
                     if kernel == "modulate":
                         flags = tuple({"INCLUDE_SELF": x, "COUPLE": x} for x in (True, False))
                     for flag in flags:

@@ -10,7 +10,7 @@ from wsssfast.kernels import reference
 
 
 @pytest.mark.parametrize("related_by", ["attention", "tokens"])
-@pytest.mark.parametrize("propagation", ["gather", "scatter"])
+@pytest.mark.parametrize("propagation", kernels.PROPAGATIONS)
 @pytest.mark.parametrize(("b", "c", "n"), [(1, 1, 1), (2, 3, 35), (1, 20, 196), (2, 5, 90)])
 @pytest.mark.parametrize("include_self", [True, False])
 def test_refine_equals_the_reference(b, c, n, propagation, related_by, include_self):
@@ -67,7 +67,7 @@ def test_selection_equals_a_stable_descending_sort(data):
         ({"c2p": torch.zeros(1, 2, 5)}, "cam and c2p of one shape"),
         ({"p2p": torch.zeros(1, 4, 5)}, "p2p of shape [1, 4, 4]"),
         ({"stages": ("finally",)}, "unknown stage 'finally'"),
-        ({"propagation": "both"}, "gather or scatter"),
+        ({"propagation": "both"}, "gather, scatter, geometric"),
         ({"alpha": -1.0}, "alpha >= 0"),
         ({"ratio": 0.0}, "ratio in (0, 1]"),
         ({"backend": "cuda"}, "backend auto, triton, eager, reference"),

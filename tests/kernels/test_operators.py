@@ -24,7 +24,7 @@ def inputs(name):
         "project_into": (draw(B, N, 6), draw(10, 6), draw(10), draw(B, N, 2, 1, 5)),
         "related_mean": (c2p, p2p, 2, True),
         "modulated_cam": (cam, c2p, p2p, 2, 1.2, False),
-        "propagate": (cam, p2p, True),
+        "propagate": (cam, p2p, "geometric"),
     }[name]
 
 

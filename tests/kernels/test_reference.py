@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsssfast.kernels import STAGES, reference
+from wsssfast.kernels import PROPAGATIONS, STAGES, reference
 
 ODD = [(1, 1, 1), (2, 3, 7), (1, 5, 12), (2, 2, 20)]  # B, C, N
 
@@ -62,7 +62,9 @@ def brute_stages(cam, c2p, p2p, rank, ratio, alpha, include_self, propagation):
         for cls in range(c):
             for i in range(n):
                 for j in range(n):
-                    weight = p2p[i, j] if propagation == "gather" else p2p[j, i]
+                    there, back = p2p[i, j], p2p[j, i]
+                    both = {"gather": there, "scatter": back, "geometric": (there * back) ** 0.5}
+                    weight = both[propagation]
                     out[cls, i] += weight * values[cls, j]
         return out
 
@@ -78,7 +80,7 @@ def brute_stages(cam, c2p, p2p, rank, ratio, alpha, include_self, propagation):
 
 
 @pytest.mark.parametrize(("b", "c", "n"), ODD)
-@pytest.mark.parametrize("propagation", ["gather", "scatter"])
+@pytest.mark.parametrize("propagation", PROPAGATIONS)
 @pytest.mark.parametrize(("related_by", "include_self"), [("attention", True), ("tokens", False)])
 def test_every_stage_equals_the_brute_force(b, c, n, propagation, related_by, include_self):
     query, key, cam, tokens = capture(b, c, n)

@@ -87,7 +87,7 @@ def test_selection_equals_a_stable_descending_sort(data):
 
 
 @pytest.mark.parametrize("related_by", ["attention", "tokens"])
-@pytest.mark.parametrize("propagation", ["gather", "scatter"])
+@pytest.mark.parametrize("propagation", kernels.PROPAGATIONS)
 @pytest.mark.parametrize(("b", "c", "n"), [(1, 1, 1), (2, 3, 35), (1, 20, 64), (1, 200, 9)])
 @pytest.mark.parametrize("include_self", [True, False])
 def test_refine_equals_the_reference_in_float64(b, c, n, propagation, related_by, include_self):
@@ -128,7 +128,7 @@ def test_views_with_odd_strides_are_taken():
     generator = torch.Generator().manual_seed(0)
     wide = torch.rand(2, 33, 50, generator=generator).to(DEVICE)
     p2p, maps = wide[:, :, 3:36], wide[:, 5:9, 1:34]
-    for propagation in ("gather", "scatter"):
+    for propagation in kernels.PROPAGATIONS:
         found = kernels.propagate(maps, p2p, propagation, backend="triton")
         wanted = kernels.propagate(maps, p2p, propagation, backend="reference")
         assert (found - wanted).abs().max() <= 1e-5

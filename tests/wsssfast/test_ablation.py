@@ -35,7 +35,7 @@ def root(tmp_path):
 
 def test_the_settings():
     plain = settings_of(CamOptions())
-    assert len(set(plain)) == len(plain) == 1 + 2 + 1 + 2 + 2 + 4
+    assert len(set(plain)) == len(plain) == 1 + 3 + 1 + 3 + 2 + 6
     assert plain[0] == Setting("original")
     assert Setting("modulated", (1.0,), 3, None, None, "tokens", 0.3, 1.2) in plain
     assert Setting("modulated", (1.0,), 3, 12, None, "attention", 0.3, 1.2) in plain

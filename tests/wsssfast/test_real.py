@@ -9,7 +9,7 @@ from wsssfast.cam_options import CamOptions
 from wsssfast.data import open_dataset
 from wsssfast.evaluate import THRESHOLDS
 from wsssfast.export import export_cams
-from wsssfast.kernels import STAGES, refine
+from wsssfast.kernels import PROPAGATIONS, STAGES, refine
 from wsssfast.models.checkpoint import load_model
 from wsssfast.notebook import cams
 from wsssfast.preprocess import to_tensor
@@ -36,7 +36,7 @@ def test_every_stage_agrees_with_float64_to_1e5_of_its_range(val, model, related
         labels = list(item.labels)
         cam, c2p = captured.cam.flatten(2)[:, labels], captured.c2p[:, labels]
         tokens = captured.tokens if related_by == "tokens" else None
-        for propagation in ("gather", "scatter"):
+        for propagation in PROPAGATIONS:
             fast = refine(cam, c2p, captured.p2p, STAGES, tokens=tokens, propagation=propagation)
             slow = refine(
                 cam.double(), c2p.double(), captured.p2p.double(), STAGES,

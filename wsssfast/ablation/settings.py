@@ -21,7 +21,7 @@ class Setting:
         scales: of the image, summed.
         c2p_layers: last layers averaged into the class-to-patch attention.
         p2p_layers: last layers averaged into the patch-to-patch attention.
-        propagation: gather or scatter.
+        propagation: gather, scatter or geometric.
         related_by: what ranks the related patches.
         ratio: share of related patches.
         alpha: weight of the related mean.
@@ -31,7 +31,7 @@ class Setting:
     scales: tuple[float, ...] = (1.0,)
     c2p_layers: int | None = None
     p2p_layers: int | None = None
-    propagation: Literal["gather", "scatter"] | None = None
+    propagation: kernels.Propagation | None = None
     related_by: Literal["attention", "tokens"] | None = None
     ratio: float | None = None
     alpha: float | None = None
@@ -71,7 +71,7 @@ def settings_of(
     base: CamOptions,
     *,
     stages: Sequence[str] = kernels.STAGES,
-    propagations: Sequence[Literal["gather", "scatter"]] = ("gather", "scatter"),
+    propagations: Sequence[kernels.Propagation] = kernels.PROPAGATIONS,
     related_by: Sequence[Literal["attention", "tokens"]] = ("attention", "tokens"),
     ratios: Sequence[float] = (),
     alphas: Sequence[float] = (),

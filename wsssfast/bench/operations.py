@@ -7,7 +7,7 @@ attention_mean     the means alone, from queries, keys and log-sum-exp (Triton o
 head_mean          the means of attention that the caller has, of the last layers
 related_mean       Eq. 3: choice of the related patches, and their mean
 refine             Eqs. 3-6: the final stage
-propagate_gather, propagate_scatter    Eq. 6 in both readings
+propagate_gather, propagate_scatter, propagate_geometric    Eq. 6 in each reading
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -242,4 +242,5 @@ OPERATIONS = {
     ),
     "propagate_gather": _propagation("gather"),
     "propagate_scatter": _propagation("scatter"),
+    "propagate_geometric": _propagation("geometric"),
 }  # fmt: skip
