@@ -15,7 +15,7 @@ SMALL = [
     ("recipe", "exports"),
     [
         ("mctformer-v1-voc", ["mctformer-v1"]),
-        ("mctformer-voc", ["mctformer-v2"]),
+        ("mctformer-voc", ["mctformer-v2", "both-ways"]),
         ("mctformer-plus-voc", ["mctformer-plus"]),
         ("ts-cam-voc", ["ts-cam", "patch-cam"]),
         ("weaktr-voc", ["weaktr"]),
@@ -37,6 +37,6 @@ def test_from_training_to_maps(wsssfast, tmp_path, recipe, exports):
         assert code == 0, err
         told = open_shards(out).identity
         assert told["fuse"] == ("sqrt" if name == "mctformer-plus" else "product")
-        assert told["stages"] == [
-            {"ts-cam": "original+c2p", "patch-cam": "original"}.get(name, "original+c2p+p2p")
-        ]
+        stages = {"ts-cam": "original+c2p", "patch-cam": "original", "both-ways": "final"}
+        assert told["stages"] == [stages.get(name, "original+c2p+p2p")]
+        assert told["propagation"] == ("geometric" if name == "both-ways" else "gather")
