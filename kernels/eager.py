@@ -185,12 +185,8 @@ def propagate(cam: Tensor, p2p: Tensor, propagation: str = "gather") -> Tensor:
     """Eq. 6 as `reference.propagate`, [B, C, N]; geometric weights of one image at a time."""
     if propagation != "geometric":
         return cam @ (p2p.transpose(-2, -1) if propagation == "gather" else p2p)
-    out = torch.empty(cam.shape, dtype=cam.dtype, device=cam.device)
-    weights = p2p.new_empty(p2p.shape[1:])
-    for maps, attention, moved in zip(cam, p2p, out, strict=True):
-        torch.mul(attention, attention.t(), out=weights).sqrt_()
-        torch.mm(maps, weights, out=moved)
-    return out
+    images = zip(cam, p2p, strict=True)
+    return torch.stack([maps @ (weights * weights.t()).sqrt() for maps, weights in images])
 
 
 def full_size_cam(grids: Sequence[Tensor], size: tuple[int, int], epsilon: float) -> Tensor:
