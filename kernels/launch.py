@@ -79,29 +79,37 @@ def shipped() -> dict[str, list[Row]]:
 
 @cache
 def tuned(device: str, kernel: str) -> list[Row]:
-    """Rows that were found on this machine for a GPU; none where the file cannot be read."""
-    try:
-        found = json.loads(cache_file().read_text(encoding="utf-8"))[device][kernel]
-    except (OSError, ValueError, KeyError, TypeError):
+    """Rows that were found on this machine for a GPU; none where the file cannot be used."""
+    found = _known().get(device, {}).get(kernel)
+    if not isinstance(found, list):
         return []
     names = {*_LIMITS, *(key for row in shipped()[kernel] for key in row)}
-    usable = isinstance(found, list) and all(
-        isinstance(row, dict) and row.keys() <= names for row in found
+    usable = all(
+        isinstance(row, dict)
+        and row.keys() <= names
+        and all(type(value) is (list if key == "arch" else int) for key, value in row.items())
+        for row in found
     )
     return found if usable else []
 
 
 def remember(device: str, kernel: str, rows: list[Row]) -> None:
-    """Keep the rows found for a kernel on a GPU."""
-    path = cache_file()
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
+    """Keep the rows found for a kernel on a GPU; a file that cannot be used is made anew."""
+    known = _known()
     known.setdefault(device, {})[kernel] = rows
+    path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     tuned.cache_clear()
+
+
+def _known() -> dict[str, dict[str, Any]]:
+    try:
+        found = json.loads(cache_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    whole = isinstance(found, dict) and all(isinstance(rows, dict) for rows in found.values())
+    return found if whole else {}
 
 
 def cache_file() -> Path:

@@ -5,6 +5,7 @@ USER_ERROR = 2
 SOME_UNREADABLE = 3
 INTERRUPTED = 4
 WORKER_FAILED = 5
+_MOST = 900  # characters of a message
 
 
 class WsssError(Exception):
@@ -17,10 +18,16 @@ class WsssError(Exception):
     """
 
     def __init__(self, message: str, remedy: str = "", code: int = USER_ERROR) -> None:
-        self.message = " ".join(message.split())
-        self.remedy = " ".join(remedy.split())
+        self.message = _line(message)
+        self.remedy = _line(remedy)
         self.code = code
         super().__init__(f"{self.message} {self.remedy}".strip())
+
+
+def _line(text: str) -> str:
+    """One line of a length that can be read: what a file says may be longer."""
+    line = " ".join(text.split())
+    return line if len(line) <= _MOST else f"{line[:_MOST]} …"
 
 
 class BadFile(Exception):  # noqa: N818  (it is no error of the program)

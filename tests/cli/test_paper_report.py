@@ -88,6 +88,26 @@ def test_files_of_other_commands_are_refused(tmp_path, content):
             read_measured({name: tmp_path / "x.json"})
 
 
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [(0, {"macs": 10**400}), (0, {"hours": "x"}), (1, {"images_per_second": [1]})],
+)
+def test_figures_that_are_no_numbers_are_refused(tmp_path, stage, change):
+    stages = [dict(found) for found in MEASURED["price"]["stages"]]
+    stages[stage].update(change)
+    (tmp_path / "x.json").write_text(json.dumps({**MEASURED["price"], "stages": stages}))
+    with pytest.raises(WsssError, match="figures of price"):
+        read_measured({"price": tmp_path / "x.json"})
+
+
+def test_figures_that_do_not_say_on_what_are_refused_in_a_line(tmp_path):
+    for found in ({"miou": 0.5}, {"miou": "x" * 100000, "images": 3}):
+        (tmp_path / "x.json").write_text(json.dumps(found))
+        with pytest.raises(WsssError, match="figures of seg") as refused:
+            read_measured({"seg": tmp_path / "x.json"})
+        assert len(str(refused.value)) < 2000
+
+
 def test_the_command(wsssfast, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(MEASURED["ablation"]))
     words = ["report", "--paper", "--out", tmp_path / "p.html"]

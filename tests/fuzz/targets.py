@@ -1,12 +1,14 @@
 """What is read: samples of every kind of file, and the reader of each."""
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 from mutate import bytes_of, json_of, shard_of
@@ -14,12 +16,16 @@ from support import as_labels, folder_dataset, tiny_model
 
 from wsssfast.ablation import ablate, read_ablation, read_ablation_files, settings_of
 from wsssfast.cam_options import CamOptions
+from wsssfast.cli.export import export_cams as export_cams_command
+from wsssfast.cli.options import _read_values
+from wsssfast.cli.reproduce import _recipe
 from wsssfast.convert import from_npy, to_npy
 from wsssfast.convert_labels import to_png
 from wsssfast.data import open_dataset
 from wsssfast.data.labels_file import read_labels
-from wsssfast.errors import BadFile
+from wsssfast.errors import BadFile, WsssError
 from wsssfast.export import export_cams
+from wsssfast.kernels.launch import remember, tuned
 from wsssfast.models.affinity_weights import published_state
 from wsssfast.models.checkpoint import (
     load_affinity,
@@ -29,9 +35,11 @@ from wsssfast.models.checkpoint import (
     save_model,
 )
 from wsssfast.models.segmenter import Segmenter, SegmenterConfig
-from wsssfast.report.paper import read_measured
-from wsssfast.report.scores import read_scores
+from wsssfast.report.paper import read_measured, write_paper_report
+from wsssfast.report.scores import parse_scores, read_scores, sweep_rows
+from wsssfast.report.training import training_charts
 from wsssfast.shards import open_shards, verify_shards
+from wsssfast.training.logs import Logs
 from wsssfast.training.starts import from_classifier
 from wsssfast.training.state import Progress, load_state, save_state
 
@@ -195,6 +203,102 @@ def make_coco(folder: Path) -> None:
     (folder / "annotations" / "instances_train2017.json").write_text(json.dumps(found))
 
 
+def make_voc(folder: Path) -> None:
+    """A VOC folder of four images: lists, annotations and masks."""
+    source = folder_dataset(folder.parent / "data", extension="jpg")
+    shutil.move(source / "images", folder / "JPEGImages")
+    shutil.move(source / "masks", folder / "SegmentationClass")
+    ids = sorted(path.stem for path in (folder / "JPEGImages").iterdir())
+    lists, told = folder / "ImageSets" / "Segmentation", folder / "Annotations"
+    lists.mkdir(parents=True)
+    told.mkdir()
+    (lists / "train.txt").write_text("\n".join(ids) + "\n")
+    for image_id in ids:
+        objects = "".join(f"<object><name>{name}</name></object>" for name in NAMES[:2])
+        (told / f"{image_id}.xml").write_text(
+            f'<?xml version="1.0" encoding="UTF-8"?>\n<annotation>{objects}</annotation>'
+        )
+
+
+def make_settings(folder: Path) -> None:
+    """What steers a run: options, changes of a recipe, tuned launches, and a run's log."""
+    (folder / "options.toml").write_text(
+        'scales = [1.0, 0.5]\nprecision = "bf16"\nbatch-size = 4\nflip = true\nalpha = 0.5\n'
+    )
+    (folder / "changes.toml").write_text('val-split = "val"\n[train]\nepochs = 3\n')
+    cache = folder / "wsssfast"
+    cache.mkdir()
+    (cache / "launch.json").write_text(json.dumps({"GPU": {"mean": [{"num_warps": 4}]}}))
+    lines = [{"step": 1, "loss": 0.5, "rate": 1e-4, "images_per_second": 9.0},
+             {"step": 2, "scores": {"mAP": 0.5}}]  # fmt: skip
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def change_settings(folder: Path, chance: random.Random) -> None:
+    """Bytes of one, or a JSON value of a line of the log."""
+    path = chance.choice(sorted(p for p in folder.rglob("*") if p.is_file()))
+    if path.suffix == ".jsonl" and chance.random() < 0.7:
+        lines = path.read_bytes().splitlines()
+        lines[0] = json_of(lines[0], chance)
+        path.write_bytes(b"\n".join(lines))
+    else:
+        one_file(bytes_of)(path.parent, chance)
+
+
+def settings(folder: Path) -> None:
+    """Each as its command does."""
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    tuned.cache_clear()
+    tuned("GPU", "mean")
+    remember("GPU", "mean", [{"num_warps": 8}])
+    Logs(folder, step=2).close()
+    refusals = []
+    context = click.Context(export_cams_command)
+    for read in (lambda: training_charts(folder),
+                 lambda: _read_values(context, folder / "options.toml"),
+                 lambda: _recipe("voc", folder / "changes.toml")):  # fmt: skip
+        try:
+            read()
+        except WsssError as error:
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
+
+
+def make_figures(folder: Path) -> None:
+    """What `evaluate cams`, `evaluate seg` and `price` write, and reports read."""
+    scores = {"miou": 0.5, "threshold": 0.2, "fp": 0.25, "fn": 0.25, "images": 1464,
+              "per_class": {"background": 0.75, "cat": 0.25}, "absent_classes": ["cow", "dog"],
+              "curve": [[0.1, 0.4], [0.2, 0.5], [0.3, 0.4]]}  # fmt: skip
+    stage = {"macs": 5, "parameters": 6, "images_per_second": 2.5, "hours": 3.5, "memory": 7}
+    figures = {
+        "cams": {"stages": {"original": scores, "final": scores}},
+        "seg": {"miou": 0.5, "dataset": "voc", "split": "val", "images": 1449},
+        "price": {"device": "CPU", "options": {"arch": "deit_small", "images": 10582},
+                  "stages": [{"stage": name, **stage} for name in ("train", "export-cams")]},
+    }  # fmt: skip
+    for name, found in figures.items():
+        (folder / f"{name}.json").write_text(json.dumps(found))
+
+
+def figures(folder: Path) -> None:
+    """Each by its report."""
+    refusals = []
+    for read in (
+        lambda: sweep_rows(parse_scores(read_scores(folder / "cams.json"), NAMES)),
+        lambda: write_paper_report(
+            folder.parent / "out" / "paper.html",
+            read_measured({name: folder / f"{name}.json" for name in ("seg", "price")}),
+        ),
+    ):
+        try:
+            read()
+        except WsssError as error:
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
+
+
 def make_checkpoints(folder: Path) -> None:
     """Our own classifier and segmenter, and a public layout as a pickle."""
     model = tiny_model()
@@ -265,6 +369,9 @@ TARGETS = {
     "label files": Target(make_label_files, one_file(bytes_of), label_files),
     "folder": Target(make_folder, one_file(bytes_of), lambda f: every_image(f, "folder")),
     "COCO": Target(make_coco, one_file(bytes_of), lambda f: every_image(f, "coco", "train2017")),
+    "VOC": Target(make_voc, one_file(bytes_of), lambda f: every_image(f, "voc", "train")),
+    "settings": Target(make_settings, change_settings, settings),
+    "figures": Target(make_figures, one_file(json_of), figures),
     "checkpoints": Target(make_checkpoints, one_file(bytes_of), checkpoints),
     "CAM dumps": Target(make_dumps, one_file(bytes_of), dumps),
     "training state": Target(make_state, one_file(bytes_of), state),

@@ -85,6 +85,18 @@ def test_what_was_found_is_read_back(kernel, own_cache):
     assert launch.tuned("a GPU", kernel) == [row]
 
 
+@pytest.mark.parametrize(
+    "content", ["", "[" * 100000, "[]", '{"a GPU": 3}', '{"a GPU": {"mean": [3]}}',
+                '{"a GPU": {"mean": [{"arch": 90}]}}', '{"a GPU": {"mean": [{"ROWS": "x"}]}}'],
+)  # fmt: skip
+def test_a_broken_file_of_results_is_as_none_and_made_anew(content, own_cache):
+    launch.cache_file().parent.mkdir()
+    launch.cache_file().write_text(content)
+    assert launch.tuned("a GPU", "mean") == []
+    launch.remember("a GPU", "mean", [{"arch": [90], "ROWS": 16}])
+    assert launch.tuned("a GPU", "mean") == [{"arch": [90], "ROWS": 16}]
+
+
 def test_tuning_keeps_what_gains_and_says_so(monkeypatch, own_cache):
     """On a pretended GPU whose time is the number of rows; in the interpreter."""
     import triton.testing

@@ -20,7 +20,7 @@ from wsssfast.report.attention import attention_maps, stored_options
 from wsssfast.report.charts import Series, line_chart, ticks
 from wsssfast.report.choose import choose
 from wsssfast.report.colours import HEAT, heat_colours
-from wsssfast.report.page import environment
+from wsssfast.report.page import environment, write_page
 from wsssfast.report.pictures import bright_patches, frame_patch, heat_overlay
 from wsssfast.report.scores import parse_scores, read_scores
 from wsssfast.report.training import training_charts
@@ -173,6 +173,8 @@ def test_ticks_are_round_and_span_the_range():
         digits = f"{steps[0]:.6e}"[0]
         assert digits in "125" and np.allclose(steps, steps[0])
     assert ticks(0, 0) == [0, 0.2]
+    assert ticks(0, 1e-13) == [0, 0.2]
+    assert ticks(0.5, 0.5 + 1e-13)[0] < ticks(0.5, 0.5 + 1e-13)[-1]
 
 
 def test_charts_escape_their_words_and_stay_within_their_frame():
@@ -193,3 +195,17 @@ def test_training_curves_average_many_steps(tmp_path):
     assert len(loss.lines[0].path.split()) == 240
     assert len({point.split(",")[1] for point in loss.lines[0].path.split()}) == 1
     assert "960 steps" in loss.description
+
+
+def test_training_curves_leave_out_what_no_chart_can_show(tmp_path):
+    rows = [{"step": 1, "loss": value} for value in (-0.5, 10**400, float("nan"), "x", None, 1e300)]
+    rows += [{"step": step, "loss": 9.0} for step in ("x", None, [1], True, 1.5)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (loss,) = training_charts(tmp_path)
+    assert "1 steps" in loss.description and "-0.500" in loss.description
+
+
+def test_pages_name_files_whose_names_are_not_utf8(tmp_path):
+    shown = {"title": "t\udcff", "tables": [], "kinds": {}, "told": {}, "failed": []}
+    write_page(tmp_path / "p.html", "paper.html", **shown)
+    assert "t\\udcff" in (tmp_path / "p.html").read_text()

@@ -81,12 +81,13 @@ def line_chart(
         y_label: see `Chart`.
         series: at least one.
         whole: whether only whole numbers are written at the x axis.
-        from_zero: whether the y axis starts at 0; else below the lowest point.
+        from_zero: whether the y axis starts at 0 (lower for what is negative); else below the
+            lowest point.
     """
     xs = [x for line in series for x, _ in line.points]
     x_ticks = ticks(min(xs), max(xs))
     ys = [y for line in series for _, y in line.points]
-    y_ticks = ticks(0.0 if from_zero else min(ys), max(ys))
+    y_ticks = ticks(min(0.0, *ys) if from_zero else min(ys), max(ys))
     x_low, x_high = min(xs), max(xs)
     y_low, y_high = y_ticks[0], y_ticks[-1]
 
@@ -117,8 +118,14 @@ def line_chart(
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers, 4 to 10 steps of 1, 2 or 5 times a power of ten, that span [low, high]."""
-    span = (high - low) or abs(high) or 1.0
+    """Round numbers, 4 to 10 steps of 1, 2 or 5 times a power of ten, that span [low, high].
+
+    Where these differ by less than a millionth, the steps are of their size.
+    """
+    size = max(abs(low), abs(high))
+    if size < 1e-6:
+        size = 1.0
+    span = high - low if high - low > 1e-6 * size else size
     power = 10.0 ** math.floor(math.log10(span))
     step = next(s * power for s in (0.1, 0.2, 0.5, 1.0, 2.0) if span / (s * power) <= 8)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -19,11 +19,12 @@ def write_page(out: Path, template: str, **content: Any) -> None:
     Args:
         out: the file; its folder is made.
         template: of the templates' folder.
-        content: what the template names; all text in it is escaped.
+        content: what the template names; all text in it is escaped, and so are the bytes of file
+            names that are not UTF-8.
     """
     text = environment().get_template(template).render(most_listed=MOST_LISTED, **content)
     out.parent.mkdir(parents=True, exist_ok=True)
-    publish(out, lambda partial: partial.write_text(text, encoding="utf-8"))
+    publish(out, lambda partial: partial.write_bytes(text.encode(errors="backslashreplace")))
 
 
 def environment() -> Environment:

@@ -66,7 +66,9 @@ def read_measured(named: Mapping[str, Path]) -> dict[str, Any]:
         try:
             found[name] = json_of(path.read_text(encoding="utf-8"))
             tables_of({name: found[name]})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            _told(name, found[name])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError,
+                OverflowError) as error:  # fmt: skip
             raise WsssError(
                 f"Expected the figures of {name} in {path}, found something else: {error}.",
                 f"Make them with --json of `{KINDS[name]}`.",
@@ -81,7 +83,7 @@ def tables_of(measured: Mapping[str, Any]) -> list[PaperTable]:
         measured: of `KINDS` -> content of its JSON file.
 
     Raises:
-        KeyError, TypeError, ValueError: of another command.
+        LookupError, TypeError, ValueError, AttributeError, OverflowError: of another command.
     """
     with _PUBLISHED.open("rb") as file:
         published = tomllib.load(file)["table"]
@@ -148,8 +150,8 @@ def _cost(name: str, measured: Mapping[str, Any]) -> Cells:
         return []
     stages = {stage["stage"]: stage for stage in measured["price"]["stages"]}
     train, export = stages["train"], stages["export-cams"]
-    return [train["macs"] / 1e9, train["parameters"] / 1e6, export["images_per_second"],
-            train["hours"], train["memory"] / 1e6]  # fmt: skip
+    return [train["macs"] / 1e9, train["parameters"] / 1e6, float(export["images_per_second"]),
+            float(train["hours"]), train["memory"] / 1e6]  # fmt: skip
 
 
 def _modulation(name: str, measured: Mapping[str, Any]) -> Cells:

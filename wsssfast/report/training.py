@@ -1,6 +1,5 @@
 """Curves of a training run, from its log."""
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from wsssfast.report.charts import Chart, Series, line_chart
 from wsssfast.training.logs import NAME, read_log
 
 MOST_POINTS = 240  # of a line; more steps are averaged in groups
+_MOST = 1e30  # of a value: a run that diverges may log more, or infinity
 
 
 def training_charts(folder: Path) -> list[Chart]:
@@ -68,11 +68,11 @@ def training_charts(folder: Path) -> list[Chart]:
 
 
 def _points(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[float, float]]:
-    """The pairs that are finite numbers, sorted by the first."""
+    """The pairs of numbers that a chart can show, sorted by the first."""
     numbers = [
         (float(x), float(y))
         for x, y in pairs
-        if all(isinstance(v, (int, float)) and math.isfinite(v) for v in (x, y))
+        if all(isinstance(v, (int, float)) and abs(v) < _MOST for v in (x, y))
     ]
     return sorted(numbers)
 

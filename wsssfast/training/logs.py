@@ -62,6 +62,6 @@ def read_log(out: Path) -> list[dict[str, Any]]:
             line = json_of(text)
         except ValueError:  # a line that a kill cut short
             continue
-        if isinstance(line, dict) and "step" in line:
+        if isinstance(line, dict) and type(line.get("step")) is int:
             lines.append(line)
     return lines
