@@ -123,7 +123,10 @@ def choose_crf(
         if device.type != "cpu":
             raise ValueError(f"backend pydensecrf expects CPU tensors, received {device}")
         if find_spec("pydensecrf") is None:
-            raise ValueError("backend pydensecrf is not installed: pip install pydensecrf2")
+            raise ValueError(
+                "backend pydensecrf is not installed: pip install pydensecrf2 (Python below 3.13; "
+                "it is compiled with g++); torch and triton compute the same"
+            )
     if backend == "auto":
         return "triton" if for_device(device) == "triton" else "torch"
     return backend

@@ -16,10 +16,9 @@ SOURCES = sorted(p for part in ("kernels", "wsssfast", "cli") for p in (ROOT / p
 def test_packages_are_those_of_the_tree():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     prefix = {"kernels": "wsssfast.kernels", "cli": "wsssfast.cli", "wsssfast": "wsssfast"}
-    found = {
-        ".".join([prefix[path.parts[0]], *path.parts[1:-1]])
-        for path in (p.relative_to(ROOT) for p in SOURCES)
-    }
+    files = [p.relative_to(ROOT) for part in prefix for p in (ROOT / part).rglob("*")
+             if p.is_file() and p.parent.name != "__pycache__"]  # fmt: skip
+    found = {".".join([prefix[p.parts[0]], *p.parts[1:-1]]) for p in files}
     assert found == set(config["packages"])
     assert config["package-dir"] == {name: folder for folder, name in prefix.items()}
 
