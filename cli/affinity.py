@@ -6,19 +6,10 @@ from typing import Any, Literal
 import click
 
 from wsssfast.cli.data_options import Data, dataset_options
-from wsssfast.cli.fields import field_options, pick_fields
-from wsssfast.cli.options import (
-    FILE,
-    config_option,
-    device_option,
-    finish,
-    json_option,
-    pick_device,
-    recipe_option,
-    resume_options,
-)
+from wsssfast.cli.fields import pick_fields
+from wsssfast.cli.options import FILE, finish, pick_device
 from wsssfast.cli.refine_options import background_options, crf_options, pick_crf
-from wsssfast.cli.training import progress, tell
+from wsssfast.cli.training import progress, settings_of, tell, training_options
 from wsssfast.cli.watching import watching
 from wsssfast.torchrun import own_cores
 from wsssfast.training.options import AffinityOptions, RunOptions
@@ -58,13 +49,7 @@ _EXPONENTS = (1.0, 12.0)  # [M], method §6
     help="What is done to the scores that labels are made of.",
 )
 @crf_options
-@field_options(AffinityOptions)
-@field_options(RunOptions)
-@device_option
-@resume_options
-@recipe_option("affinity")
-@json_option
-@config_option
+@training_options(AffinityOptions, "affinity")
 def train_affinity(
     cams: Path,
     data: Data,
@@ -124,10 +109,7 @@ def train_affinity(
     )
     about, start = start_of(trunk, pretrained)
     config = AffinityConfig(dataset.class_names, **about, boundary=boundary)
-    settings = {
-        **click.get_current_context().params,
-        "dataset": dataset.name, "split": dataset.split,
-    }  # fmt: skip
+    settings = settings_of(dataset)
     with (
         join_workers(pick_device(device)) as workers,
         run_folder(out, dataset, None, settings, workers, resume=resume, overwrite=overwrite),

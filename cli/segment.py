@@ -6,18 +6,9 @@ from typing import Any
 import click
 
 from wsssfast.cli.data_options import Data, dataset_options
-from wsssfast.cli.fields import field_options, pick_fields
-from wsssfast.cli.options import (
-    FILE,
-    config_option,
-    device_option,
-    finish,
-    json_option,
-    pick_device,
-    recipe_option,
-    resume_options,
-)
-from wsssfast.cli.training import progress, tell
+from wsssfast.cli.fields import pick_fields
+from wsssfast.cli.options import FILE, finish, pick_device
+from wsssfast.cli.training import progress, settings_of, tell, training_options
 from wsssfast.errors import WsssError
 from wsssfast.training.options import RunOptions, SegmenterOptions
 
@@ -45,13 +36,7 @@ from wsssfast.training.options import RunOptions, SegmenterOptions
     help="Weights to start from: of vit the classifier's checkpoint, of resnet38 a published file, "
     "of timm's a file or, by default, a download.",
 )
-@field_options(SegmenterOptions)
-@field_options(RunOptions)
-@device_option
-@resume_options
-@recipe_option("segmenter")
-@json_option
-@config_option
+@training_options(SegmenterOptions, "segmenter")
 def train_seg(
     label_shards: Path | None,
     true_masks: bool,
@@ -88,7 +73,8 @@ def train_seg(
     from wsssfast.shards import LabelShards
     from wsssfast.training.fit import fit
     from wsssfast.training.folder import run_folder
-    from wsssfast.training.segmenter import TrueMasks, segmenter_task, with_labels
+    from wsssfast.training.masks import TrueMasks, with_labels
+    from wsssfast.training.segmenter import segmenter_task
     from wsssfast.training.starts import start_of
     from wsssfast.training.workers import join_workers
 
@@ -103,10 +89,7 @@ def train_seg(
     dataset = with_labels(dataset, masks, held_out)
     about, start = start_of(trunk, pretrained)
     config = SegmenterConfig(dataset.class_names, **about)
-    settings = {
-        **click.get_current_context().params,
-        "dataset": dataset.name, "split": dataset.split,
-    }  # fmt: skip
+    settings = settings_of(dataset)
     with join_workers(pick_device(device)) as workers:
         _, task = segmenter_task(dataset, masks, config, options, workers, start, held_out)
         with (

@@ -7,18 +7,9 @@ from typing import Any
 import click
 
 from wsssfast.cli.data_options import Data, dataset_options
-from wsssfast.cli.fields import field_options, pick_fields
-from wsssfast.cli.options import (
-    FILE,
-    config_option,
-    device_option,
-    finish,
-    json_option,
-    pick_device,
-    recipe_option,
-    resume_options,
-)
-from wsssfast.cli.training import progress, tell
+from wsssfast.cli.fields import pick_fields
+from wsssfast.cli.options import FILE, finish, pick_device
+from wsssfast.cli.training import progress, settings_of, tell, training_options
 from wsssfast.errors import WsssError
 from wsssfast.training.options import ClassifierOptions, RunOptions
 
@@ -66,13 +57,7 @@ from wsssfast.training.options import ClassifierOptions, RunOptions
 )
 @click.option("--final-norm", is_flag=True, help="The backbone's last norm before the patch head.")
 @click.option("--adaptive-fusion", is_flag=True, help="Learn weights of layers and heads (WeakTr).")
-@field_options(ClassifierOptions)
-@field_options(RunOptions)
-@device_option
-@resume_options
-@recipe_option("train")
-@json_option
-@config_option
+@training_options(ClassifierOptions, "train")
 def train(
     data: Data,
     val_split: str | None,
@@ -131,10 +116,7 @@ def train(
         config, patch_head=patch_head, one_token=one_token, patch_decay=patch_decay,
         split_positions=split_positions, final_norm=final_norm, adaptive_fusion=adaptive_fusion,
     )  # fmt: skip
-    settings = {
-        **click.get_current_context().params,
-        "dataset": dataset.name, "split": dataset.split,
-    }  # fmt: skip
+    settings = settings_of(dataset)
     with join_workers(pick_device(device)) as workers:
         ClassTokenViT(config)  # refuses what is no backbone before its weights are looked for
         backbone = None if pretrained == "none" else backbone_weights(arch, pretrained)

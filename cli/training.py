@@ -5,15 +5,49 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from wsssfast.cli.options import table, write_json
+from wsssfast.cli.fields import field_options
+from wsssfast.cli.options import (
+    config_option,
+    device_option,
+    json_option,
+    recipe_option,
+    resume_options,
+    table,
+    write_json,
+)
+from wsssfast.training.options import RunOptions, Schedule
 
 if TYPE_CHECKING:
+    from wsssfast.data.dataset import Dataset
     from wsssfast.training.fit import Report
     from wsssfast.training.state import Progress
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def training_options(schedule: type[Schedule], recipes: str) -> Callable[[F], F]:
+    """What every training command takes: its schedule, how to carry it out, recipes of a kind."""
+
+    def decorate(command: F) -> F:
+        for option in (
+            config_option, json_option, recipe_option(recipes), resume_options, device_option,
+            field_options(RunOptions), field_options(schedule),
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def settings_of(dataset: "Dataset") -> dict[str, Any]:
+    """The command's options as they came out, for the run's folder."""
+    found = click.get_current_context().params
+    return {**found, "dataset": dataset.name, "split": dataset.split}
 
 
 @contextmanager

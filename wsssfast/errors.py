@@ -5,7 +5,7 @@ USER_ERROR = 2
 SOME_UNREADABLE = 3
 INTERRUPTED = 4
 WORKER_FAILED = 5
-_MOST = 900  # characters of a message
+_MOST = 900  # characters of a message that are shown
 
 
 class WsssError(Exception):
@@ -18,15 +18,14 @@ class WsssError(Exception):
     """
 
     def __init__(self, message: str, remedy: str = "", code: int = USER_ERROR) -> None:
-        self.message = _line(message)
-        self.remedy = _line(remedy)
+        self.message = " ".join(message.split())
+        self.remedy = " ".join(remedy.split())
         self.code = code
-        super().__init__(f"{self.message} {self.remedy}".strip())
+        super().__init__(f"{_short(self.message)} {_short(self.remedy)}".strip())
 
 
-def _line(text: str) -> str:
-    """One line of a length that can be read: what a file says may be longer."""
-    line = " ".join(text.split())
+def _short(line: str) -> str:
+    """A length that can be read: what a file says may be longer."""
     return line if len(line) <= _MOST else f"{line[:_MOST]} …"
 
 

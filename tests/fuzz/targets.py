@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -73,6 +74,18 @@ def one_file(break_bytes: Callable[[bytes, random.Random], bytes]) -> Change:
     return change
 
 
+def each(*readers: Callable[[], object]) -> None:
+    """Call all; the first refusal of any is raised after the last."""
+    refusals = []
+    for read in readers:
+        try:
+            read()
+        except (BadFile, WsssError) as error:
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
+
+
 def shards(folder: Path) -> None:
     """CAM shards and what is made of them."""
     found = open_shards(folder)
@@ -131,19 +144,11 @@ def make_ablation(folder: Path) -> None:
 def ablation_json(folder: Path) -> None:
     """JSON that reports read."""
     path = folder / "ablation.json"
-    refusals = []
-    for read in (lambda: read_ablation_files([path]), lambda: read_measured({"ablation": path}),
-                 lambda: read_scores(path)):  # fmt: skip
-        try:
-            read()
-        except BadFile as error:
-            refusals.append(error)
-        except Exception as error:
-            refusals.append(error)
-            if type(error).__name__ != "WsssError":
-                raise
-    if refusals:
-        raise refusals[0]
+    each(
+        lambda: read_ablation_files([path]),
+        lambda: read_measured({"ablation": path}),
+        lambda: read_scores(path),
+    )
 
 
 def make_label_files(folder: Path) -> None:
@@ -162,15 +167,8 @@ def label_files(folder: Path) -> None:
 def every_image(folder: Path, kind: str, split: str | None = None) -> None:
     """Open a data set, read all images, sizes and masks."""
     dataset = open_dataset(kind, folder, split)
-    refusals = []
-    for item in dataset:
-        for read in (dataset.load_image, dataset.load_mask, dataset.image_size):
-            try:
-                read(item)
-            except BadFile as error:
-                refusals.append(error)
-    if refusals:
-        raise refusals[0]
+    readers = (dataset.load_image, dataset.load_mask, dataset.image_size)
+    each(*(partial(read, item) for item in dataset for read in readers))
 
 
 def make_folder(folder: Path) -> None:
@@ -252,17 +250,12 @@ def settings(folder: Path) -> None:
     tuned("GPU", "mean")
     remember("GPU", "mean", [{"num_warps": 8}])
     Logs(folder, step=2).close()
-    refusals = []
     context = click.Context(export_cams_command)
-    for read in (lambda: training_charts(folder),
-                 lambda: _read_values(context, folder / "options.toml"),
-                 lambda: _recipe("voc", folder / "changes.toml")):  # fmt: skip
-        try:
-            read()
-        except WsssError as error:
-            refusals.append(error)
-    if refusals:
-        raise refusals[0]
+    each(
+        lambda: training_charts(folder),
+        lambda: _read_values(context, folder / "options.toml"),
+        lambda: _recipe("voc", folder / "changes.toml"),
+    )
 
 
 def make_figures(folder: Path) -> None:
@@ -283,20 +276,13 @@ def make_figures(folder: Path) -> None:
 
 def figures(folder: Path) -> None:
     """Each by its report."""
-    refusals = []
-    for read in (
+    each(
         lambda: sweep_rows(parse_scores(read_scores(folder / "cams.json"), NAMES)),
         lambda: write_paper_report(
             folder.parent / "out" / "paper.html",
             read_measured({name: folder / f"{name}.json" for name in ("seg", "price")}),
         ),
-    ):
-        try:
-            read()
-        except WsssError as error:
-            refusals.append(error)
-    if refusals:
-        raise refusals[0]
+    )
 
 
 def make_checkpoints(folder: Path) -> None:

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from wsssfast.data.coco_index import AnnotationTexts, CocoIndex
 from wsssfast.data.dataset import IGNORE, Dataset, Item, Mask, read_ids, require_folder
-from wsssfast.data.images import item_image, item_size
+from wsssfast.data.images import MOST_PIXELS, item_image, item_size
 from wsssfast.data.index_cache import open_index
 from wsssfast.data.labels_file import match_labels, read_labels
 from wsssfast.errors import BadFile, WsssError, listing
@@ -114,8 +114,10 @@ def instance_mask(
         uint8 [H, W]: 0 background, class + 1, 255.
 
     Raises:
-        BadFile: a segmentation that pycocotools cannot decode.
+        BadFile: a segmentation that pycocotools cannot decode, or a size that no image has.
     """
+    if not 0 < height * width <= MOST_PIXELS:
+        raise BadFile(f"an image of {width}x{height} pixels")
     mask = np.zeros((height, width), dtype=np.uint8)
     crowd = np.zeros((height, width), dtype=bool)
     for annotation in sorted(annotations, key=lambda a: (-float(a["area"]), -int(a["id"]))):

@@ -17,6 +17,7 @@ from wsssfast.errors import BadFile
 # filter for good, as `catch_warnings` is not safe in the threads that decode.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
+MOST_PIXELS = 2 * 89_478_485  # beyond it PIL decodes no image, nor is there a mask
 _WIDTH, _HEIGHT = 0x0100, 0x0101  # TIFF tags
 _PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 _ORIENTATION = 0x0112  # EXIF tag; values 5-8 swap width and height

@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
-from torchvision.transforms import v2
 
 from wsssfast.data.dataset import IGNORE, Dataset, Mask
 from wsssfast.errors import WsssError
@@ -15,7 +14,7 @@ from wsssfast.models.affinity import STRIDE, AffinityConfig
 from wsssfast.preprocess import to_tensor
 from wsssfast.shards.label_shards import LabelShards
 from wsssfast.training.options import AffinityOptions
-from wsssfast.training.samples import Key, Sample, randomness, readable
+from wsssfast.training.samples import Key, Sample, colour_jitter, randomness, readable
 
 _EPSILON = 1e-5  # [A]: of logarithms and of counts
 
@@ -41,8 +40,7 @@ class AffinitySamples(TorchDataset[Sample]):
     ) -> None:
         self.dataset, self.shards = dataset, shards
         self.config, self.options = config, options
-        strength = options.jitter
-        self.jitter = v2.ColorJitter(strength, strength, strength, strength / 3)
+        self.jitter = colour_jitter(options.jitter)
 
     def __len__(self) -> int:
         return len(self.dataset)

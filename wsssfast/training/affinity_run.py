@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from wsssfast.data.dataset import Dataset
-from wsssfast.errors import WsssError
 from wsssfast.files import output_folder
 from wsssfast.kernels import CrfBackend
 from wsssfast.labels.options import LabelOptions
@@ -19,12 +18,12 @@ from wsssfast.shards.resume import ExportSummary
 from wsssfast.shards.run import ALONE, Filling
 from wsssfast.training.affinity import AffinitySamples, affinity_loss
 from wsssfast.training.fit import Report, Task, fit
+from wsssfast.training.masks import with_labels
 from wsssfast.training.options import AffinityOptions, RunOptions
 from wsssfast.training.samples import readable
-from wsssfast.training.segmenter import with_labels
 from wsssfast.training.starts import Start, untrained
 from wsssfast.training.state import Progress
-from wsssfast.training.task import task_of
+from wsssfast.training.task import require_classes, task_of
 from wsssfast.training.workers import Workers
 
 CELLS = "cells"  # folder of the labels, inside that of the run
@@ -116,11 +115,7 @@ def affinity_task(
     Raises:
         WsssError: labels of other classes, or a batch that does not fit.
     """
-    if config.class_names != dataset.class_names:
-        raise WsssError(
-            f"Expected a network of the data set's {len(dataset.class_names)} classes, found one "
-            f"of {len(config.class_names)} others."
-        )
+    require_classes(config, dataset)
     dataset = with_labels(dataset, cells)
     readable(dataset, 0)  # at least one image, before any process is started
     with torch.random.fork_rng(devices=[]):

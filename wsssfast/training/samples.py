@@ -162,6 +162,11 @@ def _transforms(config: ClassifierConfig, options: ClassifierOptions) -> tuple[A
     return v2.Compose(steps), erase
 
 
+def colour_jitter(strength: float) -> Any:
+    """Random brightness, contrast and saturation of PIL images; of hue a third."""
+    return v2.ColorJitter(strength, strength, strength, strength / 3)
+
+
 class StepKeys:
     """Keys of the samples of each part of each step of one worker: a batch sampler.
 

@@ -3,17 +3,16 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
-from torchvision.transforms import v2
 
-from wsssfast.data.dataset import IGNORE, Dataset, Item, Mask
-from wsssfast.errors import BadFile, WsssError, listing
+from wsssfast.data.dataset import IGNORE, Dataset, Mask
+from wsssfast.errors import BadFile, WsssError
 from wsssfast.evaluate.labels import LabelScorer
 from wsssfast.files import output_folder
 from wsssfast.memory import give_back, ran_out
@@ -22,30 +21,13 @@ from wsssfast.models.stochastic_depth import draw_factors
 from wsssfast.preprocess import to_tensor
 from wsssfast.segment import probabilities
 from wsssfast.training.fit import Report, Task, fit
+from wsssfast.training.masks import Labels, mask_of, with_labels
 from wsssfast.training.options import RunOptions, SegmenterOptions
-from wsssfast.training.samples import Key, Sample, randomness, readable
+from wsssfast.training.samples import Key, Sample, colour_jitter, randomness, readable
 from wsssfast.training.starts import Start, untrained
 from wsssfast.training.state import Progress
-from wsssfast.training.task import task_of
+from wsssfast.training.task import require_classes, task_of
 from wsssfast.training.workers import Workers
-
-
-class Labels(Protocol):
-    """Masks by image id: label shards, or a data set's own (`TrueMasks`)."""
-
-    @property
-    def ids(self) -> tuple[str, ...]: ...  # noqa: D102
-
-    @property
-    def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
-
-    @property
-    def identity(self) -> dict[str, Any]: ...  # noqa: D102
-
-    @property
-    def folder(self) -> Path: ...  # noqa: D102
-
-    def mask(self, image_id: str) -> Mask: ...  # noqa: D102
 
 
 class SegmenterSamples(TorchDataset[Sample]):
@@ -69,8 +51,7 @@ class SegmenterSamples(TorchDataset[Sample]):
     ) -> None:
         self.dataset, self.labels, self.config = dataset, labels, config
         self.options, self.depth = options, depth
-        strength = options.jitter
-        self.jitter = v2.ColorJitter(strength, strength, strength, strength / 3)
+        self.jitter = colour_jitter(options.jitter)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -195,12 +176,8 @@ def segmenter_task(
     Raises:
         WsssError: labels of other classes or images, or a batch that does not fit.
     """
-    if config.class_names != dataset.class_names:
-        raise WsssError(
-            f"Expected a network of the data set's {len(dataset.class_names)} classes, found one "
-            f"of {len(config.class_names)} others."
-        )
-    if held_out and all(_mask_of(held_out, item) is None for item in held_out):
+    require_classes(config, dataset)
+    if held_out and all(mask_of(held_out, item) is None for item in held_out):
         raise WsssError(
             f"Expected masks of the images that are held out ({held_out.split}), found none.",
             "They are needed to score; leave --val-split out.",
@@ -284,61 +261,3 @@ def score_masks(model: Segmenter, dataset: Dataset, workers: Workers) -> dict[st
         "mIoU": result["miou"], "per_class": result["per_class"], "images": count,
         "unreadable": unreadable,
     }  # fmt: skip
-
-
-class TrueMasks:
-    """A data set's own masks as labels: what full supervision would have."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
-        self.class_names, self.folder = dataset.class_names, Path(dataset.name)
-        self.identity: dict[str, Any] = {"masks_of": dataset.fingerprint}
-        filed = tuple(item.id for item in dataset if item.mask)
-        self.ids = filed or tuple(item.id for item in dataset)  # made or drawn from annotations
-        if not filed and all(_mask_of(dataset, item) is None for item in dataset):
-            raise WsssError("Expected masks in the data set, found none.")
-
-    def mask(self, image_id: str) -> Mask:
-        """The mask uint8 [H, W] of an image.
-
-        Raises:
-            BadFile: there is none, it cannot be read, or it has values that are no class.
-        """
-        mask = self._dataset.load_mask(self._dataset.by_id[image_id])
-        if mask is None:
-            raise BadFile("there is none")
-        odd = mask[(mask > len(self.class_names)) & (mask != IGNORE)]
-        if odd.size:
-            raise BadFile(f"values up to {len(self.class_names)} and 255 expected, found {odd[0]}")
-        return mask
-
-
-def _mask_of(dataset: Dataset, item: Item) -> Mask | None:
-    """The mask of an item; None where it has none or cannot be read."""
-    try:
-        return dataset.load_mask(item)
-    except BadFile:
-        return None
-
-
-def with_labels(dataset: Dataset, labels: Labels, held_out: Dataset | None = None) -> Dataset:
-    """The images that have a mask among the labels, without those that are held out.
-
-    Raises:
-        WsssError: labels of other classes, or of images of neither.
-    """
-    without = held_out.by_id if held_out else {}
-    if tuple(labels.class_names) != dataset.class_names:
-        raise WsssError(
-            f"Expected label shards of the data set's {len(dataset.class_names)} classes, found "
-            f"{len(labels.class_names)} others in {labels.folder}."
-        )
-    have = set(labels.ids)
-    unknown = sorted(have - dataset.by_id.keys() - without.keys())
-    if unknown:
-        raise WsssError(
-            f"Expected label shards of images of this data set, found {listing(unknown)}.",
-            "Give the --data-root and --split that the shards were made from.",
-        )
-    kept = have - without.keys()
-    return dataset.subset(lambda n, item: item.id in kept, dataset.split)

@@ -7,16 +7,30 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
 from wsssfast.data.dataset import Dataset
-from wsssfast.models.affinity import AffinityNet
+from wsssfast.errors import WsssError
+from wsssfast.models.affinity import AffinityConfig, AffinityNet
 from wsssfast.models.checkpoint import save_model, weights_hash
 from wsssfast.models.classifier import ClassTokenViT
-from wsssfast.models.segmenter import Segmenter
+from wsssfast.models.segmenter import Segmenter, SegmenterConfig
 from wsssfast.models.stochastic_depth import install_drop_path, set_drop_path
 from wsssfast.training.fit import Task, require_sizes
 from wsssfast.training.optimise import parameter_groups
 from wsssfast.training.options import Schedule
 from wsssfast.training.samples import Sample
 from wsssfast.training.workers import Workers
+
+
+def require_classes(config: AffinityConfig | SegmenterConfig, dataset: Dataset) -> None:
+    """Refuse a network of other classes than the data set's.
+
+    Raises:
+        WsssError: these differ in name, number or order.
+    """
+    if config.class_names != dataset.class_names:
+        raise WsssError(
+            f"Expected a network of the data set's {len(dataset.class_names)} classes, found one "
+            f"of {len(config.class_names)} others."
+        )
 
 
 def task_of(

@@ -148,6 +148,12 @@ def test_long_compressed_runs_are_decoded():
     np.testing.assert_array_equal(found, shape)
 
 
+@pytest.mark.parametrize("size", [(H, 2**31), (2**20, 2**20), (-1, W), (0, W)])
+def test_a_size_that_no_image_has_takes_no_memory(size):
+    with pytest.raises(BadFile, match=f"{size[1]}x{size[0]} pixels"):
+        instance_mask([], INDEX, *size)
+
+
 def test_several_polygons_of_one_instance_are_joined():
     rings = box(0, 0, 1, 1) + box(5, 3, 6, 4)
     found = np.array(paint(annotation(1, 7, 1, rings, 2)))

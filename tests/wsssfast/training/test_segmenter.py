@@ -21,10 +21,10 @@ from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.models.segmenter import Segmenter, SegmenterConfig, segmenter_loss
 from wsssfast.segment import probabilities
 from wsssfast.training.logs import read_log
+from wsssfast.training.masks import TrueMasks
 from wsssfast.training.options import RunOptions, SegmenterOptions
 from wsssfast.training.segmenter import (
     SegmenterSamples,
-    TrueMasks,
     score_masks,
     segmenter_task,
     train_segmenter,
