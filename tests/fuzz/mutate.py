@@ -110,7 +110,7 @@ def shard_of(folder: Path, chance: random.Random) -> None:
     elif way == 2:
         path = path.with_suffix(".h5")
         path.write_bytes(bytes_of(path.read_bytes(), chance))
-        with contextlib.suppress(OSError):  # no HDF5 file any more
+        with contextlib.suppress(OSError, RuntimeError):  # no whole HDF5 file any more
             reseal(path, lambda file: None)
     else:
         reseal(path.with_suffix(".h5"), lambda file: contents_of(file, chance))

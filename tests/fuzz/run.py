@@ -22,6 +22,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,8 @@ def child(name: str, first: int, cases: int, keep: Path) -> None:
             (root / "out").mkdir(parents=True)
             sample = root / "sample"
             shutil.copytree(whole, sample)
-            target.change(sample, random.Random(f"{name} {number}"))
             print(json.dumps({"begin": number}), flush=True)
+            target.change(sample, random.Random(f"{name} {number}"))
             found, told = "read", ""
             signal.alarm(PATIENCE)
             watch.inside, watch.seen = root, []
@@ -165,12 +166,13 @@ def main() -> int:
     names = [args.only] if args.only else list(TARGETS)
     begin, counts = time.monotonic(), {name: Counter[str]() for name in names}
     first = args.first
-    while True:
-        for name in names:
-            counts[name] += batch(name, first, args.cases, args.keep)
-        first += args.cases
-        if time.monotonic() - begin >= args.seconds:
-            break
+    with suppress(KeyboardInterrupt):  # what was done is told all the same
+        while True:
+            for name in names:
+                counts[name] += batch(name, first, args.cases, args.keep)
+            first += args.cases
+            if time.monotonic() - begin >= args.seconds:
+                break
     for name, found in counts.items():
         told = ", ".join(f"{n:,} {what}" for what, n in sorted(found.items()))
         print(f"{name}: {sum(found.values()):,} cases: {told}")
