@@ -15,6 +15,7 @@ from wsssfast.cli.options import (
     config_option,
     device_option,
     finish,
+    given,
     json_option,
     pick_device,
     shards_told,
@@ -23,6 +24,7 @@ from wsssfast.cli.options import (
     write_json,
 )
 from wsssfast.errors import WsssError
+from wsssfast.parse import parts_of
 from wsssfast.torchrun import own_cores
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def _words(*known: str) -> Callable[[click.Context, click.Parameter, str], tuple
     """Callback of options that take some of several words, separated by commas."""
 
     def split(ctx: click.Context, param: click.Parameter, text: str) -> tuple[str, ...]:
-        found = tuple(part.strip() for part in text.split(",") if part.strip())
+        found = tuple(parts_of(text))
         if not found or not set(found) <= set(known):
             raise WsssError(f"Expected {param.opts[0]} out of {', '.join(known)}, found {text!r}.")
         return found
@@ -48,7 +50,7 @@ def _words(*known: str) -> Callable[[click.Context, click.Parameter, str], tuple
 def _counts(ctx: click.Context, param: click.Parameter, text: str) -> tuple[int, ...]:
     """Callback of options that take numbers of layers."""
     found = numbers(ctx, param, text) if text.strip() else ()
-    if not all(layers >= 1 and layers == int(layers) for layers in found):
+    if not all(layers >= 1 and layers.is_integer() for layers in found):
         raise WsssError(f"Expected whole numbers of layers for {param.opts[0]}, found {text!r}.")
     return tuple(int(layers) for layers in found)
 
@@ -141,17 +143,19 @@ def ablate(
     from wsssfast.ablation import ablate as score
     from wsssfast.ablation import read_ablation, settings_of
     from wsssfast.cam_options import CamOptions
+    from wsssfast.compute import OF_PATCH_HEAD, require_stages
     from wsssfast.models.checkpoint import load_model
     from wsssfast.report.ablation import write_ablation_report
     from wsssfast.training.workers import own_device
 
     model = load_model(checkpoint)
-    without_head = () if model.head is not None else ("original", "original+p2p")
+    if model.head is None and not given(click.get_current_context(), "stages"):
+        stages = tuple(stage for stage in stages if stage not in OF_PATCH_HEAD)
+    require_stages(model, stages)
     settings = settings_of(
-        CamOptions(**method),
-        stages=[stage for stage in stages if stage not in without_head],
-        propagations=propagations, related_by=rankings, ratios=ratios, alphas=alphas,
-        c2p_ranges=c2p_ranges, p2p_ranges=p2p_ranges, scale_sets=scale_sets, grid=grid,
+        CamOptions(**method), stages=stages, propagations=propagations, related_by=rankings,
+        ratios=ratios, alphas=alphas, c2p_ranges=c2p_ranges, p2p_ranges=p2p_ranges,
+        scale_sets=scale_sets, grid=grid,
     )  # fmt: skip
     dataset = data.open()
     model.to(own_device(pick_device(device)))

@@ -7,8 +7,8 @@ import click
 
 from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.fields import pick_fields
-from wsssfast.cli.options import FILE, finish, pick_device
-from wsssfast.cli.refine_options import background_options, crf_options, pick_crf
+from wsssfast.cli.options import FILE, finish, pick_device, refuse
+from wsssfast.cli.refine_options import CRF, background_options, crf_options, pick_crf
 from wsssfast.cli.training import progress, settings_of, tell, training_options
 from wsssfast.cli.watching import watching
 from wsssfast.torchrun import own_cores
@@ -50,7 +50,10 @@ _EXPONENTS = (1.0, 12.0)  # [M], method §6
 )
 @crf_options
 @training_options(AffinityOptions, "affinity")
+@click.pass_context
 def train_affinity(
+    ctx: click.Context,
+    /,
     cams: Path,
     data: Data,
     out: Path,
@@ -86,6 +89,8 @@ def train_affinity(
       wsssfast train-affinity --cams cams --dataset voc --data-root VOCdevkit/VOC2012 \\
           --split train_aug --trunk vit --pretrained run/last.safetensors --out affinity
     """  # fmt: skip
+    if refine == "none":
+        refuse(ctx, [*CRF, "certainty", "crf_backend", "crf_workers"], "--refine crf")
     crf = pick_crf(fields)
     options = AffinityOptions(**pick_fields(AffinityOptions, fields))
     run = RunOptions(**pick_fields(RunOptions, fields))
@@ -110,11 +115,13 @@ def train_affinity(
     about, start = start_of(trunk, pretrained)
     config = AffinityConfig(dataset.class_names, **about, boundary=boundary)
     settings = settings_of(dataset)
+    labelled = set(shards.ids)
+    trained_on = dataset.subset(lambda n, item: item.id in labelled, dataset.split)
     with (
         join_workers(pick_device(device)) as workers,
-        run_folder(out, dataset, None, settings, workers, resume=resume, overwrite=overwrite),
+        run_folder(out, trained_on, None, settings, workers, resume=resume, overwrite=overwrite),
     ):
-        on_gpu = workers.device != "cpu" and crf_backend != "pydensecrf" and refine == "crf"
+        on_gpu = workers.device != "cpu" and crf_backend != "pydensecrf"
         with watching("labels of cells", None) as watch:
             label_cells(
                 shards, dataset, out, how,

@@ -19,6 +19,7 @@ from wsssfast.cli.options import (
     json_option,
     pick_device,
     progress,
+    refuse,
     table,
     write_json,
 )
@@ -98,7 +99,9 @@ if TYPE_CHECKING:
 )
 @json_option
 @config_option
+@click.pass_context
 def bench(
+    ctx: click.Context,
     what: str,
     arch: str,
     classes: int,
@@ -140,6 +143,7 @@ def bench(
         compiled=compiled,
     )
     if tuning:
+        refuse(ctx, ["what", "seconds", "limit", "memory", "compiled"], against="--tune")
         _tune(options, json_path)
         return
     from wsssfast.bench.report import HEADER, failures, table_rows

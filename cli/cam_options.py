@@ -5,13 +5,18 @@ from typing import Any, TypeVar
 
 import click
 
+from wsssfast.parse import parts_of
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def numbers(ctx: click.Context, param: click.Parameter, text: str) -> tuple[float, ...]:
     """Callback of options that take numbers separated by commas."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        found = tuple(float(part) for part in parts_of(text))
+        if not found:
+            raise ValueError("none")
+        return found
     except ValueError as error:
         raise click.BadParameter(f"expected numbers separated by commas, found {text!r}") from error
 

@@ -85,6 +85,7 @@ def _convert_labels(source: Path, target: str, out: Path) -> None:
 
 def _class_names(classes: str | None) -> tuple[str, ...]:
     from wsssfast.data.coco_names import CLASS_NAMES as COCO
+    from wsssfast.data.dataset import read_lines
     from wsssfast.data.voc import CLASS_NAMES as VOC
 
     if classes is None:
@@ -93,11 +94,7 @@ def _class_names(classes: str | None) -> tuple[str, ...]:
         )
     if classes in ("voc", "coco"):
         return VOC if classes == "voc" else COCO
-    try:
-        lines = Path(classes).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise WsssError(f"Expected a file of class names at {classes}: {error}") from error
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(read_lines(Path(classes), "class names"))
     if not names or len(set(names)) != len(names):
         raise WsssError(f"Expected class names in {classes}, each once, found {len(names)} lines.")
     return names

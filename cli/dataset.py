@@ -19,7 +19,6 @@ from wsssfast.cli.options import (
 from wsssfast.errors import USER_ERROR
 
 if TYPE_CHECKING:
-    from wsssfast.data import Dataset
     from wsssfast.data.check import DatasetReport
 
 
@@ -40,7 +39,7 @@ def check(data: Data, json_path: str | None) -> None:
     Example:
       wsssfast dataset check --dataset voc --data-root VOCdevkit/VOC2012 --split train_aug
     """
-    _, report = _report(data, decode=True, json_path=json_path)
+    report = _report(data, decode=True, json_path=json_path)
     for problem in report.problems[:20]:
         click.echo(f"does not fit: {problem}", err=True)
     if report.problems:
@@ -84,7 +83,7 @@ def synth(out: Path, split: str) -> None:
     click.echo(f"{len(opened)} scenes in {out}; read them with --dataset folder --data-root {out}")
 
 
-def _report(data: Data, *, decode: bool, json_path: str | None) -> "tuple[Dataset, DatasetReport]":
+def _report(data: Data, *, decode: bool, json_path: str | None) -> "DatasetReport":
     from wsssfast.data.check import check_dataset
 
     opened = data.open()
@@ -109,4 +108,4 @@ def _report(data: Data, *, decode: bool, json_path: str | None) -> "tuple[Datase
                 f"Width {sizes['min_width']}-{sizes['max_width']}, "
                 f"height {sizes['min_height']}-{sizes['max_height']} pixels."
             )
-    return opened, report
+    return report

@@ -16,6 +16,7 @@ from wsssfast.cli.options import (
     writable_page,
     write_json,
 )
+from wsssfast.parse import parts_of
 
 
 @click.group()
@@ -48,7 +49,7 @@ def cams(
     from wsssfast.shards import CamShards
 
     shards = CamShards(folder)
-    stages = shards.stages if stage == "all" else tuple(stage.split(","))
+    stages = shards.stages if stage == "all" else tuple(parts_of(stage))
     for name in stages:
         shards.require_stage(name)
     dataset = data.open()
@@ -58,6 +59,7 @@ def cams(
     _tell_unscored(first, failed)
     for name, result in results.items():
         result["stage"] = name
+        result["unreadable"] = failed
         result["propagation"] = shards.identity.get("propagation", "unknown")
     write_json(first if len(results) == 1 else {"stages": results}, json_path)
     if json_path != "-":
@@ -109,7 +111,7 @@ def labels(
     with progress("evaluate labels", len(shards)) as advance:
         result, failed = evaluate_labels(shards, dataset, ignored, advance)
     _tell_unscored(result, failed)
-    write_json(result, json_path)
+    write_json({**result, "unreadable": failed}, json_path)
     if json_path != "-":
         keys = {"miou": "mIoU", "fp": "FP", "fn": "FN", "coverage": "coverage"}
         table(
@@ -155,13 +157,14 @@ def seg(
 
     dataset = data.open()
     predicted = open_predicted(folder, dataset)
-    chosen = [part.strip() for part in (classes or "").split(",") if part.strip()]
+    chosen = parts_of(classes or "")
     with progress("evaluate seg", len(predicted.ids)) as advance:
         result, scored, failed = evaluate_segmentation(predicted, dataset, chosen, advance)
     _tell_unscored(result, failed)
-    write_json({**result, "image_miou": {one.id: one.miou for one in scored}}, json_path)
     if report:
         write_segmentation_report(report, predicted, dataset, result, scored, failed, images)
+    image_miou = {one.id: one.miou for one in scored}
+    write_json({**result, "image_miou": image_miou, "unreadable": failed}, json_path)
     if json_path != "-":
         keys = {"miou": "mIoU", "boundary_miou": "boundary mIoU", "pixel_accuracy": "pixels right",
                 "mean_accuracy": "mean accuracy"}  # fmt: skip

@@ -18,9 +18,11 @@ from wsssfast.cli.options import (
     json_option,
     pick_device,
     recipe_option,
+    refuse,
     shards_told,
     write_json,
 )
+from wsssfast.parse import parts_of
 from wsssfast.torchrun import own_cores
 
 if TYPE_CHECKING:
@@ -44,7 +46,10 @@ if TYPE_CHECKING:
 @recipe_option("cams")
 @json_option
 @config_option
+@click.pass_context
 def export_cams(
+    ctx: click.Context,
+    /,
     data: Data,
     checkpoint: Path,
     out: Path,
@@ -78,7 +83,9 @@ def export_cams(
     from wsssfast.models.checkpoint import load_model
     from wsssfast.training.workers import own_device
 
-    stages = tuple(part.strip() for part in stage.split(",") if part.strip())
+    if not data.predicted:
+        refuse(ctx, ["predict_above"], "--labels predicted")
+    stages = tuple(parts_of(stage))
     options = CamOptions(
         stages=stages, predict_above=predict_above if data.predicted else None, **method
     )

@@ -126,6 +126,8 @@ def export_labels(
         affinity = None
     if refine == "none":
         refuse(ctx, ["crf_workers"], "--refine")
+    if not data.predicted:
+        refuse(ctx, ["predict_above"], "--labels predicted")
     network = Path(affinity) if affinity and affinity != VIT else None
     looks = refine.endswith("crf") or (refine == "affinity" and affinity != VIT)
     if cams:

@@ -33,6 +33,8 @@ _LISTS = (  # options of text with commas, which a TOML file may give as a list
 
 def _config_value(path: Path, key: str, value: Any, parameter: click.Parameter) -> Any:
     """A TOML value as the option takes it, refused where its type is another."""
+    if parameter.multiple and isinstance(value, list):
+        return [_config_value(path, key, one, parameter) for one in value]
     if parameter.name in _LISTS and isinstance(value, (list, int, float)):
         return ",".join(map(str, value if isinstance(value, list) else [value]))
     wanted: type | tuple[type, ...] = str
@@ -162,13 +164,22 @@ def given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-def refuse(ctx: click.Context, names: Sequence[str], need: str) -> None:
-    """Refuse options on the command line that would mean nothing here."""
+def refuse(ctx: click.Context, names: Sequence[str], need: str = "", *, against: str = "") -> None:
+    """Refuse options on the command line that would mean nothing here.
+
+    Args:
+        ctx: of the command.
+        names: of their parameters.
+        need: what is missing that they go together with.
+        against: or what is there that they do not go together with.
+    """
     spelled = {option.name: option.opts[0] for option in ctx.command.params}
-    found = [spelled[name] for name in names if given(ctx, name)]
+    found = listing([spelled[name] for name in names if given(ctx, name)])
+    if found and against:
+        raise WsssError(f"Expected {found} without {against}, found both.", "Leave one out.")
     if found:
         raise WsssError(
-            f"Expected {listing(found)} together with {need}, found it without.",
+            f"Expected {found} together with {need}, found it without.",
             "Add that, or leave it out.",
         )
 
@@ -211,7 +222,7 @@ def write_json(value: Any, path: str | None) -> None:
         click.echo(text)
         return
     try:
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        Path(path).write_text(text + "\n", encoding="utf-8")  # it may be a device
     except OSError as error:
         raise WsssError(f"Expected to write {path}: {error.strerror}.") from error
 
@@ -265,6 +276,8 @@ def finish(
 ) -> None:  # fmt: skip
     """List the inputs that could not be read, and exit with 3 if there were any.
 
+    Those beyond the first 20 are left to the JSON of a command that writes one.
+
     Args:
         failed: id -> reason.
         missing: names of shards that were to be read and are not there.
@@ -278,9 +291,12 @@ def finish(
         if missing:
             sys.exit(SOME_UNREADABLE)
         return
-    for image_id, reason in list(failed.items())[:20]:
+    options = click.get_current_context().params
+    shown = list(failed.items())[: 20 if "json_path" in options else None]
+    for image_id, reason in shown:
         click.echo(f"unreadable: {image_id}: {reason}", err=True)
-    if len(failed) > 20:
-        click.echo(f"… and {len(failed) - 20} more (all are in the JSON output)", err=True)
+    if len(failed) > len(shown):
+        where = "all are in the JSON" if options["json_path"] else "--json FILE lists all"
+        click.echo(f"… and {len(failed) - len(shown)} more ({where})", err=True)
     click.echo(f"{len(failed)} inputs could not be read; the rest is done.", err=True)
     sys.exit(SOME_UNREADABLE)

@@ -15,6 +15,7 @@ from wsssfast.cli.options import (
     write_json,
 )
 from wsssfast.errors import WORKER_FAILED, WsssError
+from wsssfast.parse import parts_of
 
 
 @click.command()
@@ -55,11 +56,12 @@ def price(
     from wsssfast.bench.pipeline import price as measure
     from wsssfast.bench.report import machine
 
-    chosen = STAGES if stages == "all" else tuple(part.strip() for part in stages.split(","))
+    chosen = STAGES if stages == "all" else tuple(parts_of(stages))
+    sizes = parse_sizes(size)
+    if len(sizes) != 1:
+        raise WsssError(f"Expected one size HxW, found {size[:40]!r}.", "Such as --size 375x500.")
     place = pick_device(device)
-    options = PriceOptions(
-        stages=chosen, arch=arch, size=parse_sizes(size)[0], device=place, **others
-    )
+    options = PriceOptions(stages=chosen, arch=arch, size=sizes[0], device=place, **others)
     with progress("price", len(chosen)) as advance:
         found = measure(options, advance)
     about = machine(place)

@@ -20,13 +20,14 @@ from wsssfast.cli.options import (
     write_json,
 )
 from wsssfast.errors import WsssError
+from wsssfast.parse import parts_of
 
 if TYPE_CHECKING:
     from wsssfast.report.ablation import Row
 
 _OF_CAMS = (
     "cams", "kind", "root", "split", "labels", "checkpoint", "scores", "label_shards", "training",
-    "images", "ids", "device", "json_path",
+    "images", "ids", "device",
 )  # fmt: skip
 
 
@@ -108,11 +109,11 @@ def report(
       wsssfast report --ablation seed0.json --ablation seed1.json --out ablations.html
     """  # fmt: skip
     if ablation:
-        refuse(ctx, [*_OF_CAMS[:-1], "paper", "measured"], "--cams, without --ablation")
+        refuse(ctx, [*_OF_CAMS, "paper", "measured"], against="--ablation")
         _write_ablations(out, ablation, json_path)
         return
     if paper:
-        refuse(ctx, _OF_CAMS, "--cams, without --paper")
+        refuse(ctx, [*_OF_CAMS, "json_path"], against="--paper")
         _write_paper(out, measured)
         return
     refuse(ctx, ["measured"], "--paper")
@@ -130,7 +131,7 @@ def report(
     masks = LabelShards(label_shards) if label_shards else None
     model = load_model(checkpoint).to(pick_device(device)) if checkpoint else None
     dataset = data.open()
-    wanted = [part.strip() for part in (ids or "").split(",") if part.strip()]
+    wanted = parts_of(ids or "")
     with progress("report", len(shards)) as advance:
         summary = write_report(
             out, shards, dataset, scores=found, model=model, labels=masks, training=training,

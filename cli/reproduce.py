@@ -1,6 +1,8 @@
 """`wsssfast reproduce`."""
 
+import json
 import sys
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,8 +105,7 @@ def reproduce(
     plan = Plan(recipe, data, what == "coco", out, pretrained, weights, device)
     steps = plan.steps()
     _require_options(steps)
-    if price_only or not (out / "price.json").is_file():
-        _price(plan, dataset, len(test), seconds, device)
+    _price(plan, dataset, len(test), seconds, device, again=price_only)
     _tell_price(out, dataset, len(test), gpus)
     if not price_only:
         sys.exit(run_steps(steps, out, gpus, click.echo))
@@ -123,7 +124,10 @@ def _require_options(steps: "list[Step]") -> None:
         command.make_context(step.name, list(step.words))
 
 
-def _price(plan: "Plan", dataset: "Dataset", test_images: int, seconds: float, device: str) -> None:
+def _price(
+    plan: "Plan", dataset: "Dataset", test_images: int, seconds: float, device: str, again: bool
+) -> None:
+    """Leaves `price.json`; one that is there is kept where the same was priced, unless `again`."""
     from wsssfast.bench.pipeline import STAGES, PriceOptions, price, to_json
     from wsssfast.bench.report import machine
     from wsssfast.cli.options import progress
@@ -138,6 +142,9 @@ def _price(plan: "Plan", dataset: "Dataset", test_images: int, seconds: float, d
         classes=len(dataset.class_names), images=len(dataset), test_images=test_images,
         size=(height, width), device=place, seconds=seconds,
     )  # fmt: skip
+    path = plan.out / "price.json"
+    if not again and _options_of(path) == json.loads(json.dumps(asdict(options))):
+        return
     with progress("price", len(stages)) as advance:
         found = price(options, advance)
     failed = [one for one in found if one.error]
@@ -146,7 +153,16 @@ def _price(plan: "Plan", dataset: "Dataset", test_images: int, seconds: float, d
             f"Expected every stage to run; {failed[0].stage} did not: {failed[0].error}.",
             code=WORKER_FAILED,
         )
-    write_json({**machine(place), **to_json(options, found)}, str(plan.out / "price.json"))
+    write_json({**machine(place), **to_json(options, found)}, str(path))
+
+
+def _options_of(path: Path) -> Any:
+    """What an earlier price was measured with; None where there is none that can be read."""
+    try:
+        found = json_of(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found.get("options") if isinstance(found, dict) else None
 
 
 def _tell_price(out: Path, dataset: "Dataset", test_images: int, gpus: int) -> None:

@@ -101,10 +101,11 @@ def head_mean(probabilities: Sequence[Tensor], classes: int) -> tuple[Tensor, Te
         probabilities: per layer [B, M, T, T].
         classes: C.
     """
-    c2p = torch.stack([layer[:, :, :classes, classes:].mean(1) for layer in probabilities])
-    p2p = probabilities[0][:, :, classes:, classes:].mean(1)
+    work = torch.promote_types(probabilities[0].dtype, torch.float32)
+    c2p = torch.stack([p[:, :, :classes, classes:].mean(1, dtype=work) for p in probabilities])
+    p2p = probabilities[0][:, :, classes:, classes:].mean(1, dtype=work)
     for layer in probabilities[1:]:
-        p2p += layer[:, :, classes:, classes:].mean(1)
+        p2p += layer[:, :, classes:, classes:].mean(1, dtype=work)
     return c2p, p2p.div_(len(probabilities))
 
 
@@ -136,12 +137,13 @@ def related_patches(similarity: Tensor, count: int, include_self: bool = True) -
 
 
 def related_mean(c2p: Tensor, similarity: Tensor, count: int, include_self: bool = True) -> Tensor:
-    """Eq. 3: r, [B, C, N].
+    """Eq. 3: r, float32 or float64 [B, C, N].
 
     One block of rows at a time: threshold, 0/1 mask, product with c2p. A row of ones below c2p
     counts what each mask holds, which shows rows whose ties cross the cut; those blocks are cut
     exactly.
     """
+    c2p = _wide(c2p)
     batch, classes, n = c2p.shape
     if not include_self:
         related = related_patches(similarity, count, include_self=False).to(c2p.dtype)
@@ -164,8 +166,13 @@ def _kth_largest(rows: Tensor, count: int) -> Tensor:
     if rows.is_cuda:
         return torch.topk(rows, count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     place = rows.shape[-1] - count
-    selected = np.partition(rows.numpy(), place, axis=-1)[..., place : place + 1]
-    return torch.from_numpy(np.ascontiguousarray(selected))
+    selected = np.partition(_wide(rows).numpy(), place, axis=-1)[..., place : place + 1]
+    return torch.from_numpy(np.ascontiguousarray(selected)).to(rows.dtype)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """As float32 at least: numpy knows no bfloat16, and sums in half precision are too coarse."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def modulated_cam(

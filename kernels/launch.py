@@ -83,10 +83,10 @@ def tuned(device: str, kernel: str) -> list[Row]:
     found = _known().get(device, {}).get(kernel)
     if not isinstance(found, list):
         return []
-    names = {*_LIMITS, *(key for row in shipped()[kernel] for key in row)}
+    names = shipped()[kernel][0].keys() - {*_LIMITS}
     usable = all(
         isinstance(row, dict)
-        and row.keys() <= names
+        and row.keys() - {*_LIMITS} == names
         and all(type(value) is (list if key == "arch" else int) for key, value in row.items())
         for row in found
     )
@@ -99,7 +99,9 @@ def remember(device: str, kernel: str, rows: list[Row]) -> None:
     known.setdefault(device, {})[kernel] = rows
     path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
     tuned.cache_clear()
 
 

@@ -49,7 +49,7 @@ def attend_with_lse(
     except (AttributeError, RuntimeError, TypeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        _tell(str(error).splitlines()[0])
+        _tell(str(error).partition("\n")[0])
         from wsssfast.kernels.flash import flash
 
         return flash(query, key, value, scale)

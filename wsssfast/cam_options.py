@@ -2,12 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from wsssfast import kernels
 from wsssfast.errors import WsssError
 from wsssfast.precision import Precision
 from wsssfast.shards.format import FORMAT_VERSION
+
+RelatedBy = Literal["attention", "tokens"]
+_CHOICES = {
+    "propagation": kernels.Propagation, "related_by": RelatedBy, "fuse": kernels.Fuse,
+    "precision": Precision,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class CamOptions:
     ratio: float = 0.3
     alpha: float = 1.2
     propagation: kernels.Propagation = "gather"
-    related_by: Literal["attention", "tokens"] = "attention"
+    related_by: RelatedBy = "attention"
     include_self: bool = True
     fuse: kernels.Fuse = "product"
     c2p_layers: int = 3
@@ -53,6 +59,12 @@ class CamOptions:
                 f"Expected stages out of {', '.join(kernels.STAGES)}, each once, found "
                 f"{','.join(self.stages)!r}."
             )
+        for key, kind in _CHOICES.items():
+            if getattr(self, key) not in get_args(kind):
+                raise WsssError(
+                    f"Expected {key} out of {', '.join(get_args(kind))}, found "
+                    f"{str(getattr(self, key))[:40]!r}."
+                )
         if not self.scales or not all(0.05 <= scale <= 16 for scale in self.scales):
             raise WsssError(f"Expected scales between 0.05 and 16, found {self.scales}.")
         if not 0 < self.ratio <= 1:

@@ -15,9 +15,11 @@ from wsssfast.cam_options import CamOptions
 from wsssfast.errors import WsssError
 from wsssfast.kernels.affinity import near_affinity
 from wsssfast.models.classifier import Capture, ClassTokenViT
+from wsssfast.models.losses import ranked_mean
 from wsssfast.precision import autocast
 from wsssfast.preprocess import normalise, resize
 
+OF_PATCH_HEAD = ("original", "original+p2p")  # stages
 _NEAR = "affinity of near patches"  # beside stages on the way to the host
 
 Labels = tuple[int, ...]  # of an image: sorted 0-based classes
@@ -143,7 +145,8 @@ def captures(
             inputs = torch.cat([inputs, inputs.flip(-1)])
         captured = _capture(model, inputs, options, backend)
         if known is None:  # by the first scale
-            known = predicted_labels(captured, len(pixels), options, model.head is not None)
+            decay = None if model.head is None else model.config.patch_decay
+            known = predicted_labels(captured, len(pixels), options, decay)
         most = max(1, *map(len, known))
         padded = [(*c, *[0] * (most - len(c))) for c in known]
         chosen = torch.tensor(padded, pin_memory=device.type == "cuda")
@@ -152,7 +155,7 @@ def captures(
 
 
 def predicted_labels(
-    captured: Capture, images: int, options: CamOptions, patch_head: bool
+    captured: Capture, images: int, options: CamOptions, decay: float | None
 ) -> tuple[Labels, ...]:
     """The classes that the classifier sees in each image.
 
@@ -163,19 +166,19 @@ def predicted_labels(
         captured: all classes of n images, or of 2n where mirror images follow them.
         images: n.
         options: `predict_above` is the score above which a class counts as present.
-        patch_head: whether there are patch logits.
+        decay: of the patch logits (`ClassifierConfig.patch_decay`); None where there are none.
     """
     assert options.predict_above is not None
     scores = captured.class_logits.sigmoid()
-    if patch_head:
-        scores = (scores + captured.cam.mean((-2, -1)).sigmoid()) / 2
+    if decay is not None:
+        scores = (scores + ranked_mean(captured.cam, decay).sigmoid()) / 2
     present = scores.reshape(-1, images, scores.shape[1]).mean(0) > options.predict_above
     return tuple(tuple(row.nonzero().flatten().tolist()) for row in present.cpu())
 
 
 def require_stages(model: ClassTokenViT, stages: Sequence[str]) -> None:
     """Refuse stages of the Original-CAM for a model without patch head (MCTformer-V1)."""
-    without = [stage for stage in stages if stage in ("original", "original+p2p")]
+    without = [stage for stage in stages if stage in OF_PATCH_HEAD]
     if without and model.head is None:
         raise WsssError(
             f"Expected a model with a patch head for the stage {without[0]!r}; this one "

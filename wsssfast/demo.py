@@ -15,7 +15,7 @@ from wsssfast.errors import WsssError, listing
 from wsssfast.evaluate import evaluate_cams, evaluate_labels
 from wsssfast.evaluate.segmentation import evaluate_segmentation
 from wsssfast.export import export_cams
-from wsssfast.files import output_folder
+from wsssfast.files import output_folder, publish
 from wsssfast.kernels import STAGES
 from wsssfast.labels.options import TEST_CRF, LabelOptions
 from wsssfast.labels.run import export_labels
@@ -183,9 +183,8 @@ def run_demo(
         seconds=steps.seconds,
         report=report.path,
     )
-    (out / "report.json").write_text(
-        json.dumps({**result.to_json(), "scores": scores}, indent=1) + "\n", encoding="utf-8"
-    )
+    text = json.dumps({**result.to_json(), "scores": scores}, indent=1) + "\n"
+    publish(out / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
     return result
 
 

@@ -1,4 +1,4 @@
-"""JSON and TOML of unknown origin: whatever is wrong with a text is a ValueError."""
+"""JSON and TOML of unknown origin: whatever is wrong with a text is a ValueError. And lists."""
 
 import json
 import tomllib
@@ -23,6 +23,11 @@ def toml_of(text: str) -> dict[str, Any]:
     """
     found: dict[str, Any] = _parsed(tomllib.loads, text)
     return found
+
+
+def parts_of(text: str) -> list[str]:
+    """What commas separate, without space around and without what is empty."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _parsed(parse: Callable[[Any], Any], text: str | bytes) -> Any:

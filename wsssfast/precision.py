@@ -17,6 +17,6 @@ def autocast(device: "str | torch.device", precision: Precision) -> "torch.autoc
     """
     import torch  # not before: options name precisions, and help must be instant
 
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     kind = torch.device(device).type
     return torch.autocast(kind, dtype or torch.bfloat16, enabled=dtype is not None)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,10 @@ class SegmentOptions:
     tile: int = 0
 
     def __post_init__(self) -> None:
+        if self.fuse not in get_args(Fuse):
+            raise WsssError(
+                f"Expected fuse out of {', '.join(get_args(Fuse))}, found {str(self.fuse)[:40]!r}."
+            )
         if not self.scales or not all(0 < scale <= 16 for scale in self.scales):
             told = ",".join(f"{scale:g}" for scale in self.scales)
             raise WsssError(f"Expected scales above 0 and up to 16, found {told or 'none'}.")

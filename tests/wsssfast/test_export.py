@@ -205,9 +205,11 @@ def test_more_shards_than_names_can_tell_apart_are_refused(data, tmp_path, monke
         export_cams(tiny_model(), data, tmp_path / "out", ALL, shard_size=1)
 
 
-@pytest.mark.parametrize("patch_head", [True, False])
-def test_predicted_labels_are_those_of_the_scores(data, tmp_path, patch_head):
-    model = tiny_model(patch_head=patch_head)
+@pytest.mark.parametrize(
+    ("patch_head", "changes"), [(True, {}), (True, {"patch_decay": 0.8}), (False, {})]
+)
+def test_predicted_labels_are_those_of_the_scores(data, tmp_path, patch_head, changes):
+    model = tiny_model(patch_head=patch_head, **changes)
     item = data.items[2]
     pixels = to_tensor([data.load_image(item)], model.config)
     logits = [model(torch.cat([pixels, pixels.flip(-1)]))[0]]

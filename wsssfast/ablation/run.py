@@ -40,7 +40,6 @@ def ablate(
     settings: Sequence[Setting],
     base: CamOptions,
     *,
-    thresholds: Sequence[float] = THRESHOLDS,
     shard_size: int = DEFAULT_SHARD_SIZE,
     batch_size: int | None = None,
     decode_workers: int = 2,
@@ -55,7 +54,6 @@ def ablate(
         out: folder of the score shards; made where absent.
         settings: what to score.
         base: flip, precision and whatever a setting leaves open.
-        thresholds: background scores to sweep.
         shard_size: images a shard.
         batch_size: most images of equal size in one forward pass; by size and device where None.
         decode_workers: decoding threads.
@@ -80,7 +78,7 @@ def ablate(
         "format_version": FORMAT_VERSION,
         "class_names": list(dataset.class_names),
         "settings": [setting.to_json() for setting in settings],
-        "thresholds": list(thresholds),
+        "thresholds": list(THRESHOLDS),
         **{key: getattr(base, key) for key in open_fields},
         "weights": weights_hash(model),
         "dataset": dataset.fingerprint,
@@ -113,7 +111,7 @@ def ablate(
             return not mended and not now_usable(model, dataset, wide, of_images)
 
         def write(work: ShardWork) -> None:
-            scorers = [CamScorer(dataset.class_names, thresholds) for _ in settings]
+            scorers = [CamScorer(dataset.class_names) for _ in settings]
             scored: list[ScoredImage] = []
             failed = dict(work.failed)
             for begin in range(0, len(work.records), _TOGETHER):
@@ -146,14 +144,16 @@ def _truth(dataset: Dataset, image_id: str) -> Truth | str | None:
         if mask is None:
             return None
         width, height = dataset.image_size(item)
-        if mask.shape != (height, width):
-            return (
-                f"{_MASK}expected the image's size {width}x{height}, found "
-                f"{mask.shape[1]}x{mask.shape[0]}"
-            )
-        labels = np.array(item.labels, np.int64)
-        return Truth.of(mask, labels, len(dataset.class_names))
-    except (BadFile, WsssError) as error:
+    except BadFile as error:
+        return f"{_MASK}{error}"
+    if mask.shape != (height, width):
+        return (
+            f"{_MASK}expected the image's size {width}x{height}, found "
+            f"{mask.shape[1]}x{mask.shape[0]}"
+        )
+    try:
+        return Truth.of(mask, np.array(item.labels, np.int64), len(dataset.class_names))
+    except WsssError as error:
         return f"{_MASK}{error}"
 
 

@@ -73,14 +73,16 @@ def read_ablation(folder: Path) -> Ablation:
     try:
         settings = [Setting.from_json(told) for told in shards.identity["settings"]]
         scorers = [CamScorer(shards.class_names, shards.identity["thresholds"]) for _ in settings]
-    except (TypeError, ValueError, KeyError) as error:
+        for scorer, counts in zip(scorers, seen, strict=True):
+            scorer.truth, scorer.seen, scorer.images = truth, counts, len(shards)
+        scores = {s: scorer.result() for s, scorer in zip(settings, scorers, strict=True)}
+        found = Ablation(scores, shards.failed, len(shards), shards.identity)
+        found.to_json()
+    except (TypeError, ValueError, LookupError) as error:
         raise WsssError(
             f"Expected settings and thresholds of an ablation in {folder}, found others: {error}."
         ) from error
-    for scorer, counts in zip(scorers, seen, strict=True):
-        scorer.truth, scorer.seen, scorer.images = truth, counts, len(shards)
-    scores = {s: scorer.result() for s, scorer in zip(settings, scorers, strict=True)}
-    return Ablation(scores, shards.failed, len(shards), shards.identity)
+    return found
 
 
 def read_ablation_files(paths: Sequence[Path]) -> list[Ablation]:
@@ -110,6 +112,6 @@ def read_ablation_files(paths: Sequence[Path]) -> list[Ablation]:
             raise WsssError(f"Expected ablations of one data set, {wanted}; {path} is of {found}.")
         if list(run.scores) != list(runs[0].scores):
             raise WsssError(f"Expected ablations of equal settings, found others in {path}.")
-    if len({run.identity["weights"] for run in runs}) < len(runs):
+    if len({str(run.identity["weights"]) for run in runs}) < len(runs):
         raise WsssError("Expected ablations of different classifiers, found one of them twice.")
     return runs

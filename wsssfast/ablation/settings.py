@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from wsssfast import kernels
 from wsssfast.cam_options import CamOptions
+from wsssfast.errors import WsssError
 
 _MODULATED = ("modulated", "final")
 _PROPAGATED = ("original+p2p", "original+c2p+p2p", "final")
@@ -97,6 +98,10 @@ def settings_of(
         scale_sets: of the image.
         grid: every ratio with every alpha instead of one at a time.
     """
+    if not stages or not propagations or not related_by:
+        raise WsssError("Expected a stage, an orientation and a ranking or more, found none.")
+    if grid and not (ratios and alphas):
+        raise WsssError("Expected ratios and alphas for the grid of both, found none of one.")
     found = [
         Setting.of(stage, replace(base, propagation=way, related_by=rank))
         for stage, way, rank in product(stages, propagations, related_by)

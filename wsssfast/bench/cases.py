@@ -1,7 +1,6 @@
 """One case: several ways to compute the same thing from the same inputs, at one size."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,11 +78,3 @@ def rotating(way: Callable[..., object], inputs: Sequence[tuple[Any, ...]]) -> C
 def dtype_of(precision: str) -> torch.dtype:
     """The type that fp32, bf16 or fp16 names."""
     return _DTYPES[precision]
-
-
-def at_precision(device: str, precision: str) -> AbstractContextManager[None]:
-    """Autocast as the export does it; nothing for fp32."""
-    half = precision != "fp32"
-    dtype = _DTYPES[precision] if half else torch.bfloat16
-    context: AbstractContextManager[None] = torch.autocast(device, dtype, enabled=half)
-    return context

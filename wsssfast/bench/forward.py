@@ -10,11 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wsssfast import kernels
 from wsssfast.bench import peers
-from wsssfast.bench.cases import Case, Contender, Work, at_precision, rotating
+from wsssfast.bench.cases import Case, Contender, Work, rotating
 from wsssfast.bench.options import Spec
 from wsssfast.bench.shapes import METHOD, Shape, attention_size, config_of, shape_of
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.models.classifier_config import ClassifierConfig
+from wsssfast.precision import autocast
 
 Way = Callable[[Tensor, Tensor], object]
 PLAIN = "SDPA, no attention"
@@ -90,7 +91,7 @@ def _contender(
     name: str, way: Way, spec: Spec, inputs: list[tuple[Tensor, Tensor]], needs: int
 ) -> Contender:
     def run(images: Tensor, chosen: Tensor) -> object:
-        with at_precision(spec.device, spec.precision):
+        with autocast(spec.device, spec.precision):
             return way(images, chosen)
 
     return Contender(name, rotating(run, inputs), needs)

@@ -2,12 +2,15 @@
 
 import re
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 from wsssfast.errors import WsssError
+from wsssfast.parse import parts_of
+from wsssfast.precision import Precision
 
 WHAT = ("forward", "operations")
-PRECISIONS = ("fp32", "bf16", "fp16")
+N = TypeVar("N", bound=str)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _MOST = 1 << 14  # pixels of a side, images of a batch: beyond are typing mistakes
 
 
@@ -36,7 +39,7 @@ class BenchOptions:
     per_image: int = 2
     sizes: tuple[tuple[int, int], ...] = ((224, 224), (500, 375), (768, 768))
     batches: tuple[int, ...] = ()
-    precisions: tuple[str, ...] = ()
+    precisions: tuple[Precision, ...] = ()
     device: str = "cpu"
     seconds: float = 5.0
     limit: float = 0.0
@@ -94,7 +97,7 @@ class Spec:
     per_image: int
     size: tuple[int, int]
     batch: int
-    precision: str
+    precision: Precision
     device: str
     compiled: bool = False
 
@@ -106,7 +109,7 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
         WsssError: anything else.
     """
     sizes = []
-    for part in _parts(text):
+    for part in parts_of(text):
         found = re.fullmatch(r"(\d+)x(\d+)", part)
         if not found or not all(1 <= int(side) <= _MOST for side in found.groups()):
             raise WsssError(
@@ -123,26 +126,22 @@ def parse_counts(text: str) -> tuple[int, ...]:
     Raises:
         WsssError: anything but whole numbers of at least 1.
     """
-    for part in _parts(text):
+    for part in parts_of(text):
         if not re.fullmatch(r"\d+", part) or not 1 <= int(part) <= _MOST:
             raise WsssError(
                 f"Expected whole numbers of 1 to {_MOST} images, found {part[:40]!r}.",
                 "Such as --batch 1,16,64.",
             )
-    return tuple(int(part) for part in _parts(text))
+    return tuple(int(part) for part in parts_of(text))
 
 
-def parse_names(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+def parse_names(text: str, known: tuple[N, ...]) -> tuple[N, ...]:
     """Read names separated by commas, each out of `known`.
 
     Raises:
         WsssError: another name.
     """
-    for part in _parts(text):
+    for part in parts_of(text):
         if part not in known:
             raise WsssError(f"Expected names out of {', '.join(known)}, found {part[:40]!r}.")
-    return tuple(dict.fromkeys(_parts(text)))
-
-
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return tuple(known[known.index(part)] for part in dict.fromkeys(parts_of(text)))

@@ -12,17 +12,15 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from wsssfast.bench.shapes import config_of
 from wsssfast.errors import WsssError
 from wsssfast.precision import Precision, autocast
-
-if TYPE_CHECKING:
-    from wsssfast.models.classifier_config import ClassifierConfig
 
 STAGES = (
     "train", "export-cams", "export-labels crf", "train-affinity", "export-labels affinity",
@@ -225,7 +223,7 @@ def _require_networks(options: PriceOptions) -> None:
 
     with torch.device("meta"):
         if any(stage in options.stages for stage in ("train", "export-cams")):
-            ClassTokenViT(_config(options))
+            ClassTokenViT(config_of(options.arch, options.classes))
         if any("affinity" in stage for stage in options.stages):
             _affinity_net(replace(options, device="meta"))
         if any(stage in options.stages for stage in ("train-seg", "predict")):
@@ -236,22 +234,16 @@ def _names(options: PriceOptions) -> tuple[str, ...]:
     return tuple(f"class{n}" for n in range(options.classes))
 
 
-def _config(options: PriceOptions) -> "ClassifierConfig":
-    from wsssfast.models.classifier_config import ClassifierConfig
-
-    return ClassifierConfig.for_backbone(options.arch, _names(options), 224)
-
-
 def _classifier(options: PriceOptions) -> Any:
     from wsssfast.bench.forward import random_model
 
-    return random_model(_config(options)).to(options.device)
+    return random_model(config_of(options.arch, options.classes)).to(options.device)
 
 
 def _trunk(options: PriceOptions) -> dict[str, Any]:
     from wsssfast.models.trunk import VIT
 
-    vit = _config(options) if options.trunk == VIT else None
+    vit = config_of(options.arch, options.classes) if options.trunk == VIT else None
     return {"trunk": options.trunk, "vit": vit}
 
 

@@ -17,6 +17,7 @@ from wsssfast.bench.peaks import Peaks, measure_peaks
 from wsssfast.bench.report import Row, left_out, rows_of, summary
 from wsssfast.bench.shapes import shape_of
 from wsssfast.bench.timing import Turns, reason_of, take_turns
+from wsssfast.precision import Precision
 
 _SETS = 3  # of inputs, in rotation
 _SPARE = 0.8  # of a CPU's free memory: what would take more is left out, not tried
@@ -113,7 +114,7 @@ def _whats(options: BenchOptions) -> list[str]:
     return whats + list(operations.names(options.device) if "operations" in options.what else ())
 
 
-def _precisions(what: str, options: BenchOptions) -> tuple[str, ...]:
+def _precisions(what: str, options: BenchOptions) -> tuple[Precision, ...]:
     by_precision = what == "forward" or operations.OPERATIONS[what].by_precision
     return options.precisions if by_precision else ("fp32",)
 

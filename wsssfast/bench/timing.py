@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from wsssfast.bench.cases import Call, Contender
+from wsssfast.memory import ran_out
 
 _WARM_UP = 2  # calls: the first compiles and fills caches, the second is as all others
 _LEAST, _MOST = 5, 1000  # rounds
@@ -117,10 +118,9 @@ def graphed(call: Call, sets: int) -> Call | None:
 
 def reason_of(error: Exception) -> str:
     """One line on why a contender has no time."""
-    text = str(error)
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "t allocate memory" in text:
+    if ran_out(error):
         return "out of memory"
-    return f"failed: {type(error).__name__}: {' '.join(text.split())[:160]}"
+    return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def _attempt(function: Callable[..., object], *given: object) -> str:

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from wsssfast import kernels
 from wsssfast.bench import operations
-from wsssfast.bench.options import BenchOptions, Spec
+from wsssfast.bench.options import PRECISIONS, BenchOptions, Spec
 from wsssfast.bench.search import GAIN, Settings, climb, merged
 from wsssfast.bench.shapes import METHOD, Shape, shape_of
 from wsssfast.errors import WsssError
 from wsssfast.kernels import launch
+from wsssfast.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,9 @@ def launches_of(options: BenchOptions) -> list[tuple[str, Spec]]:
     """The kernels and sizes to tune; precisions of equal width once."""
     options = options.resolved()
     batch = sorted(options.batches)[len(options.batches) // 2]
-    widths = {16 if name != "fp32" else 32: name for name in reversed(options.precisions)}
+    widths: dict[int, Precision] = {
+        16 if name != "fp32" else 32: name for name in reversed(options.precisions)
+    }
     return [
         (
             kernel,
@@ -118,7 +121,7 @@ def launches_of(options: BenchOptions) -> list[tuple[str, Spec]]:
         for kernel in launch.shipped()
         if kernel in _CALLS
         for size in options.sizes
-        for precision in (widths.values() if _CALLS[kernel].by_precision else ("fp32",))
+        for precision in (widths.values() if _CALLS[kernel].by_precision else PRECISIONS[:1])
     ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from wsssfast.data.labels_file import match_labels, read_labels
 from wsssfast.errors import BadFile, WsssError, listing
 
 _DEFAULT_SPLITS = ("train2014", "train2017")
+_LONGEST = 35  # bits of a run
 _FARTHEST = 100_000  # pixels that a polygon may lie outside; pycocotools' memory goes with them
 
 
@@ -116,7 +117,7 @@ def instance_mask(
     Raises:
         BadFile: a segmentation that pycocotools cannot decode, or a size that no image has.
     """
-    if not 0 < height * width <= MOST_PIXELS:
+    if min(height, width) < 1 or height * width > MOST_PIXELS:
         raise BadFile(f"an image of {width}x{height} pixels")
     mask = np.zeros((height, width), dtype=np.uint8)
     crowd = np.zeros((height, width), dtype=bool)
@@ -164,6 +165,8 @@ def _covered(counts: str | bytes) -> int:
         bits = letter - 48
         value |= (bits & 31) << shift
         shift += 5
+        if shift > _LONGEST:
+            raise ValueError("a run without end")
         if not bits & 32:
             value -= (bits & 16) << (shift - 4)
             runs.append(value + runs[-2] if len(runs) > 2 else value)

@@ -73,6 +73,12 @@ class Dataset:
                 f"Expected at most {IGNORE - 1} classes, found {len(self.class_names)}.",
                 "Masks are 8-bit: 0 is background and 255 ignore.",
             )
+        if len({"background", *self.class_names}) <= len(self.class_names):
+            raise WsssError(
+                "Expected the names of the foreground classes, each once and none of them "
+                f"'background', found {listing(self.class_names, 8)}.",
+                "The background is class 0 of every mask: it has no line in classes.txt.",
+            )
         doubled = [b.id for a, b in zip(self.items, self.items[1:], strict=False) if a.id == b.id]
         if doubled:
             raise WsssError(
@@ -150,9 +156,29 @@ def read_ids(path: Path) -> list[str]:
     Raises:
         WsssError: not a text file.
     """
+    names = [line.split()[0] if line.startswith("/") else line
+             for line in read_lines(path, "image ids")]  # fmt: skip
+    return [Path(name).stem if "/" in name else name.removesuffix(".jpg") for name in names]
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """The lines of a UTF-8 text file that are not empty, without space around them.
+
+    Args:
+        path: of the file; a byte order mark is left out.
+        what: they are, as the error says it.
+
+    Raises:
+        WsssError: not a text file.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise WsssError(f"Expected a text file of image ids at {path}: {error}") from error
-    first = [line.split()[0] for line in lines if line.strip()]
-    return [Path(name).stem if "/" in name else name.removesuffix(".jpg") for name in first]
+        raise WsssError(f"Expected a text file of {what} at {path}: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def odd_values(mask: Mask, classes: int) -> Mask:
+    """The values of a mask that are neither background, nor one of C classes, nor 255."""
+    found: Mask = mask[(mask > classes) & (mask != IGNORE)]
+    return found

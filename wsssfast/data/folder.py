@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from wsssfast.data.dataset import Dataset, Item, read_ids, require_folder
+from wsssfast.data.dataset import Dataset, Item, read_ids, read_lines, require_folder
 from wsssfast.data.images import item_image, item_mask, item_size
 from wsssfast.data.labels_file import match_labels, read_csv, read_labels
 from wsssfast.errors import WsssError, listing
@@ -98,14 +98,7 @@ def images_in(folder: Path) -> dict[str, Path]:
 def _class_names(root: Path, source: Path) -> tuple[str, ...]:
     listed = root / "classes.txt"
     if listed.is_file():
-        try:
-            lines = listed.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise WsssError(f"Expected class names at {listed}: {error}") from error
-        names = [line.strip() for line in lines if line.strip()]
-        if len(set(names)) != len(names):
-            raise WsssError(f"Expected each class once in {listed}, found one twice.")
-        return tuple(names)
+        return tuple(read_lines(listed, "class names"))
     if source.suffix != ".csv":
         raise WsssError(f"Expected the class names at {listed}, found none.")
     return tuple(sorted({name for names in read_csv(source).values() for name in names}))

@@ -142,6 +142,11 @@ def _from_vectors(found: Any, path: Path, num_classes: int) -> Labels:
         flat = isinstance(value, (list, tuple)) and all(isinstance(v, _NUMBERS) for v in value)
         vector = np.asarray(value if flat or isinstance(value, np.ndarray) else None)
         fits = vector.shape == (num_classes,) and vector.dtype.kind in "biuf"
+        if fits and not np.isin(vector, (0, 1)).all():
+            raise WsssError(
+                f"Expected 0 and 1 for each image in {path}, found others for {str(key)[:60]!r}.",
+                "Make it multi-hot: 1 where the class is in the image.",
+            )
         if not isinstance(key, str) or not fits:
             raise WsssError(
                 f"Expected {num_classes} numbers for each image in {path}, found "

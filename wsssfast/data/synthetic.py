@@ -6,6 +6,7 @@ Scene i of a split depends on (split, i) alone: numpy's RandomState, whose strea
 seeded by a checksum of the two.
 """
 
+import csv
 import zlib
 from functools import lru_cache
 from pathlib import Path
@@ -118,14 +119,15 @@ def write_folder(dataset: Dataset, out: Path) -> None:
         raise WsssError(f"Expected an empty or new folder, found files at {out}.")
     for name in ("images", "masks"):
         (out / name).mkdir(parents=True, exist_ok=True)
-    rows = ["image,labels"]
+    rows = [("image", "labels")]
     for item in dataset:
         dataset.load_image(item).save(out / "images" / f"{item.id}.png")
         mask = dataset.load_mask(item)
         if mask is not None:
             Image.fromarray(mask).save(out / "masks" / f"{item.id}.png")
-        rows.append(f"{item.id}.png,{';'.join(dataset.class_names[c] for c in item.labels)}")
-    (out / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        rows.append((f"{item.id}.png", ";".join(dataset.class_names[c] for c in item.labels)))
+    with (out / "labels.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
     (out / "classes.txt").write_text("\n".join(dataset.class_names) + "\n", encoding="utf-8")
 
 

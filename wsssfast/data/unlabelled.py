@@ -7,7 +7,7 @@ from wsssfast.data.dataset import Dataset, Item, read_ids, require_folder
 from wsssfast.data.folder import folder_images, images_in
 from wsssfast.data.images import item_image, item_mask, item_size
 from wsssfast.data.synthetic import open_synthetic
-from wsssfast.data.voc import voc_images
+from wsssfast.data.voc import DEFAULT_SPLIT, voc_images
 from wsssfast.errors import WsssError, listing
 
 
@@ -32,6 +32,7 @@ def open_unlabelled(
     if root is None:
         raise WsssError(f"Expected the folder of the {kind} data set.", "Give it by --data-root.")
     if kind == "voc":
+        split = split or DEFAULT_SPLIT
         root, ids, _ = voc_images(root, split)
         images = {i: root / "JPEGImages" / f"{i}.jpg" for i in ids}
     elif kind == "coco":

@@ -16,7 +16,7 @@ CLASS_NAMES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 )  # fmt: skip
-_DEFAULT_SPLIT = "train_aug"
+DEFAULT_SPLIT = "train_aug"
 _MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
 
 
@@ -58,7 +58,7 @@ def open_voc(root: Path, split: str | None = None, labels: Path | None = None) -
 
     return Dataset(
         name="voc",
-        split=split or _DEFAULT_SPLIT,
+        split=split or DEFAULT_SPLIT,
         class_names=CLASS_NAMES,
         items=tuple(Item(i, found[i], images / f"{i}.jpg", mask_path(i)) for i in ids),
         image_size=item_size,
@@ -85,7 +85,7 @@ def voc_images(root: Path, split: str | None) -> tuple[Path, list[str], set[str]
     )  # fmt: skip
     require_folder(root, "a VOC data set (a folder)")
     images = require_folder(root / "JPEGImages", "a VOC data set with JPEGImages")
-    split = split or _DEFAULT_SPLIT
+    split = split or DEFAULT_SPLIT
     ids = sorted(_split_ids(root, split))
     known = {path.stem for path in images.iterdir() if path.suffix == ".jpg"}
     absent = [i for i in ids if i not in known]

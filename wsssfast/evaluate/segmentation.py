@@ -1,7 +1,7 @@
 """Score predicted masks: IoU, accuracies, confusion, and the IoU of boundaries."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_cdt
 
-from wsssfast.data.dataset import IGNORE, Dataset, Mask
+from wsssfast.data.dataset import IGNORE, Dataset, Mask, odd_values
 from wsssfast.data.images import read_mask
 from wsssfast.errors import BadFile, WsssError, listing
 from wsssfast.evaluate.labels import LabelScorer
@@ -31,7 +31,7 @@ class PngMasks:
 
     Attributes:
         ids: of the masks.
-        failed: id -> reason, of files that could not be read so far.
+        failed: none, as what cannot be read is found when it is scored.
 
     Raises:
         WsssError: no masks of the data set's images.
@@ -50,12 +50,6 @@ class PngMasks:
                 f"{len(found) or 'none'}{' others' if found else ''}.",
                 "Give the folder of `predict`, or one of files named after the images.",
             )
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.ids)
 
     def mask(self, image_id: str) -> Mask:
         """The mask uint8 [H, W]. Raises BadFile."""
@@ -156,7 +150,8 @@ def evaluate_segmentation(
             f"Expected classes of the data set, found {listing(unknown)}.",
             f"It has {', '.join(dataset.class_names)}.",
         )
-    chosen = [0, *(names.index(name) for name in classes)] if classes else list(range(len(names)))
+    kept = {"background", *(classes or dataset.class_names)}
+    chosen = [c for c, name in enumerate(names) if name in kept]
     scorer, boundaries = LabelScorer(dataset.class_names), BoundaryScorer(len(names))
     images: list[ImageScore] = []
     masks = Masks(predicted, dataset, progress)
@@ -181,16 +176,13 @@ def evaluate_segmentation(
     confusion = scorer.confusion()
     result = scorer.result()
     for key in ("per_class", "per_class_fp", "per_class_fn"):
-        result[key] = {k: v for k, v in result[key].items() if names.index(k) in chosen}
+        result[key] = {k: v for k, v in result[key].items() if k in kept}
     for key, source in (("miou", "per_class"), ("fp", "per_class_fp"), ("fn", "per_class_fn")):
         result[key] = mean_of(result[source])
-    result["absent_classes"] = [
-        name for name in result["absent_classes"] if names.index(name) in chosen
-    ]
+    result["absent_classes"] = [name for name in result["absent_classes"] if name in kept]
     true = confusion.sum(1)
     accuracy = {names[c]: int(confusion[c, c]) / int(true[c]) for c in chosen if true[c]}
-    edges = boundaries.result(names)
-    edges = {name: edges[name] for c, name in enumerate(names) if c in chosen and name in edges}
+    edges = {name: iou for name, iou in boundaries.result(names).items() if name in kept}
     total = int(true[chosen].sum())
     result |= {
         "classes": [names[c] for c in chosen],
@@ -216,7 +208,7 @@ def _fitting(found: Mask, mask: Mask, values: int) -> Mask:
             f"{found.shape[1]}x{found.shape[0]} pixels, the true mask has "
             f"{mask.shape[1]}x{mask.shape[0]}"
         )
-    odd = found[(found >= values) & (found != IGNORE)]
+    odd = odd_values(found, values - 1)
     if odd.size:
         raise BadFile(f"values up to {values - 1} and 255 expected, found {odd[0]}")
     return found

@@ -1,7 +1,7 @@
 """What makes a pseudo-label out of a CAM, and the identity of label shards."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from wsssfast.errors import WsssError
 from wsssfast.kernels import Pairwise
@@ -88,6 +88,11 @@ class LabelOptions:
                 "Expected one background exponent above 0 and up to 1000, or two, the lower "
                 "first, found "
                 f"{_listed(exponents)}."
+            )
+        if self.refine not in get_args(Refine):
+            raise WsssError(
+                f"Expected a refinement out of {', '.join(get_args(Refine))}, found "
+                f"{str(self.refine)[:40]!r}."
             )
         if self.walks != (self.walk is not None):
             raise WsssError(

@@ -12,7 +12,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from wsssfast.errors import WsssError
@@ -20,6 +19,7 @@ from wsssfast.models.affinity import AffinityConfig, AffinityNet
 from wsssfast.models.backbone import backbone_weights
 from wsssfast.models.mxnet_params import is_mxnet, read_mxnet
 from wsssfast.models.resnet38 import ResNet38
+from wsssfast.models.sealed import require_finite
 
 PROJECTIONS = ("f8_3", "f8_4", "f8_5", "f9")
 _LEFT_OUT = re.compile(r"fc\d*\.|linear1000|.*num_batches_tracked$")
@@ -117,8 +117,7 @@ def _fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
             f"{len(missing)} of its tensors missing and {len(found.unexpected_keys)} others, such "
             f"as {wrong[0]}."
         )
-    if not all(torch.isfinite(tensor).all() for tensor in state.values()):
-        raise WsssError(f"Expected finite weights in {path}, found NaN or infinity.")
+    require_finite(state, path)
 
 
 def _renamed(name: str, path: Path) -> str:

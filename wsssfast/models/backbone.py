@@ -14,6 +14,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
 from wsssfast.errors import WsssError
+from wsssfast.models.sealed import require_finite
 
 Channels = tuple[float, float, float]
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -147,7 +148,9 @@ def backbone_weights(arch: str, source: str) -> dict[str, Tensor]:
     from wsssfast.models.checkpoint import read_state_dict
 
     if source != "timm":
-        return read_state_dict(Path(source))
+        found = read_state_dict(Path(source))
+        require_finite(found, source)
+        return found
     try:
         vit = timm.create_model(arch, pretrained=True, num_classes=0)
     except Exception as error:  # whatever the hub's client raises on the way

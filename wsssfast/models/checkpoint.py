@@ -22,7 +22,7 @@ from wsssfast.models.affinity import AffinityConfig, AffinityNet
 from wsssfast.models.affinity_weights import load_published
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.models.classifier_config import ClassifierConfig
-from wsssfast.models.sealed import read_sealed, write_sealed
+from wsssfast.models.sealed import read_sealed, require_finite, write_sealed
 from wsssfast.models.segmenter import Segmenter, SegmenterConfig
 
 _Loaded = TypeVar("_Loaded", Segmenter, AffinityNet)
@@ -199,11 +199,7 @@ def _with_weights(model: _Network, state: dict[str, Tensor], path: Path) -> _Net
     except RuntimeError as error:
         first = str(error).splitlines()[1 if "\n" in str(error) else 0]
         raise WsssError(f"Expected the weights of a {model.kind} in {path}: {first}") from error
-    if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
-        raise WsssError(
-            f"Expected finite weights in {path}, found NaN or infinity.",
-            "The training that made it went wrong; take an earlier checkpoint.",
-        )
+    require_finite(model.state_dict(), path)
     return model.eval()
 
 
@@ -262,8 +258,10 @@ def _mctformer_config(state: dict[str, Tensor], path: Path) -> ClassifierConfig:
                 f"Expected a trained classifier at {path}, found ImageNet backbone weights.",
                 "They are for training (--pretrained); give a trained classifier here.",
             )
-        if side * side != patches or width % _HEAD_WIDTH:
+        if side * side != patches:
             raise KeyError("pos_embed")
+        if width % _HEAD_WIDTH:
+            raise ValueError(f"a width of {width}, which is no multiple of {_HEAD_WIDTH}")
     except (KeyError, ValueError, IndexError) as error:
         raise WsssError(
             f"Expected a classifier at {path}: one of wsssfast, or MCTformer-V1/V2's public "

@@ -169,14 +169,14 @@ class ClassTokenViT(nn.Module):
 
         Args:
             images: [B, 3, H, W], normalised.
-            blocks: after which, ascending.
+            blocks: after which; one may be asked for twice.
         """
-        x, rope, kept = self._embed(images), self._rotary(images), []
+        x, rope, kept = self._embed(images), self._rotary(images), {}
         for number, block in enumerate(self.blocks, 1):
             x = plain_block(block, x, rope)
             if number in blocks:
-                kept.append(x[:, self.prefix :])
-        return kept
+                kept[number] = x[:, self.prefix :]
+        return [kept[number] for number in blocks]
 
     @torch.no_grad()
     def capture(

@@ -7,6 +7,8 @@ from typing import Any
 from wsssfast.errors import WsssError
 from wsssfast.models.backbone import preprocessing
 
+Statistics = tuple[float, float, float]  # per channel, of RGB in [0, 1]
+
 
 @dataclass(frozen=True)
 class ClassifierConfig:
@@ -88,9 +90,7 @@ class ClassifierConfig:
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> "ClassifierConfig":
         """From `to_json`'s result. Raises TypeError or ValueError on anything else."""
-        mean, std = (tuple(float(x) for x in found[key]) for key in ("mean", "std"))
-        if len(mean) != 3 or len(std) != 3 or not all(0 < x < math.inf for x in std):
-            raise ValueError("mean and std have three values each, std above 0")
+        mean, std = statistics_of(found)
         if not 1 <= found["image_size"] <= 8192:
             raise ValueError("an image size between 1 and 8192")
         return cls(
@@ -112,3 +112,13 @@ _OF_OTHERS: dict[str, Any] = {
     if field.name in ("one_token", "patch_decay", "split_positions", "final_norm",
                       "adaptive_fusion")
 }  # fmt: skip
+
+
+def statistics_of(found: dict[str, Any]) -> tuple[Statistics, Statistics]:
+    """`mean` and `std` of a configuration; raises TypeError or ValueError where they are none."""
+    mean, std = (tuple(float(x) for x in found[key]) for key in ("mean", "std"))
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError("mean and std have three values each")
+    if not all(map(math.isfinite, mean)) or not all(0 < x < math.inf for x in std):
+        raise ValueError("mean and std are finite, std above 0")
+    return mean, std

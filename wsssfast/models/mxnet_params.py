@@ -50,7 +50,7 @@ class _Cursor:
 
     def take(self, size: int) -> memoryview:
         if not 0 <= size <= len(self.content) - self.at:
-            raise ValueError(f"it ends {size} bytes too early")
+            raise ValueError(f"it ends where {size} bytes more are named")
         self.at += size
         return self.content[self.at - size : self.at]
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from wsssfast.errors import WsssError
 from wsssfast.files import publish
 from wsssfast.parse import json_of
 
@@ -52,6 +53,19 @@ def read_sealed(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if seal is not None and seal != _digest(tensors, about):
         raise ValueError("its checksum is that of another content")
     return about, tensors
+
+
+def require_finite(tensors: dict[str, Tensor], place: str | Path) -> None:
+    """Refuse weights that went wrong when they were trained.
+
+    Raises:
+        WsssError: NaN or infinity among them.
+    """
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise WsssError(
+            f"Expected finite weights in {place}, found NaN or infinity.",
+            "The training that made it went wrong; take an earlier checkpoint.",
+        )
 
 
 def _digest(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self, TypeVar
 
 from wsssfast.errors import WsssError
-from wsssfast.models.classifier_config import ClassifierConfig
+from wsssfast.models.classifier_config import ClassifierConfig, statistics_of
 
 T = TypeVar("T")
 RESNET38, VIT = "resnet38", "vit"
@@ -37,9 +37,7 @@ class TrunkConfig:
     def from_json(cls, found: dict[str, Any]) -> Self:
         """From `to_json`'s result. Raises TypeError or ValueError on anything else."""
         vit = found["vit"]
-        mean, std = (tuple(float(x) for x in found[key]) for key in ("mean", "std"))
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError("mean and std have three values each, std above 0")
+        mean, std = statistics_of(found)
         return cls(
             class_names=tuple(str(name) for name in found["class_names"]),
             trunk=str(found["trunk"]),

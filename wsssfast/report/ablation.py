@@ -32,8 +32,8 @@ class Row:
         setting: what was scored.
         mean: mIoU.
         spread: standard deviation of the mIoU over the classifiers; None for one classifier.
-        gain: mean over the classifiers of the mIoU less that of the same without modulation; None
-            where there is no modulation, or the latter was not scored.
+        gain: mean over the classifiers of the mIoU of the final stage less that of the same
+            without modulation; None for other stages, or where the latter was not scored.
         gain_spread: its standard deviation, as `spread`.
         thresholds: best background scores, classifier by classifier.
     """
@@ -150,6 +150,7 @@ def _chart(label: str, lines: dict[Setting, list[tuple[float, float]]]) -> Chart
         label,
         "mIoU %",
         series,
+        whole=all(isinstance(x, int) for points in lines.values() for x, _ in points),
         from_zero=False,
     )
 

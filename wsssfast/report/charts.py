@@ -127,6 +127,6 @@ def ticks(low: float, high: float) -> list[float]:
         size = 1.0
     span = high - low if high - low > 1e-6 * size else size
     power = 10.0 ** math.floor(math.log10(span))
-    step = next(s * power for s in (0.1, 0.2, 0.5, 1.0, 2.0) if span / (s * power) <= 8)
+    step = next(s * power for s in (0.2, 0.5, 1.0, 2.0) if span / (s * power) <= 8)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(n * step, 12) for n in range(first, max(last, first + 1) + 1)]

@@ -141,7 +141,7 @@ def _masks(
     size: tuple[int, int],
     failed: dict[str, str],
 ) -> tuple[set[int], list[Picture]]:
-    """The values in both masks, and the pictures of pseudo-label and ground truth."""
+    """The values in all masks, and the pictures of pseudo-labels and ground truth."""
     unary: list[tuple[Mask | None, str]] = []
     pseudo: Mask | None = None
     caption = "pseudo-label"

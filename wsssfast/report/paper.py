@@ -141,8 +141,8 @@ def _scored(measured: Mapping[str, Any], **wanted: Any) -> float | None:
     return None
 
 
-def _miou(measured: Mapping[str, Any], name: str, key: str = "miou") -> float | None:
-    return 100 * float(measured[name][key]) if name in measured else None
+def _miou(measured: Mapping[str, Any], name: str) -> float | None:
+    return 100 * float(measured[name]["miou"]) if name in measured else None
 
 
 def _cost(name: str, measured: Mapping[str, Any]) -> Cells:

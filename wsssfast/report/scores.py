@@ -62,7 +62,7 @@ def parse_scores(found: Mapping[str, Any], class_names: Sequence[str]) -> dict[s
     Raises:
         WsssError: unknown stages, other classes, or values that are no scores.
     """
-    unknown = sorted(set(found) - set(STAGES))
+    unknown = sorted(map(str, set(found) - set(STAGES)))
     if unknown or not found:
         raise WsssError(f"Expected scores of stages, found {', '.join(unknown)[:80] or 'none'}.")
     scores = {}

@@ -137,6 +137,7 @@ def write_report(
         class_rows=class_rows(measured, shards.class_names, BASELINE, stage),
         exhibits=exhibits,
         asked=bool(ids),
+        with_model=model is not None,
         most_ranked=MOST_RANKED,
         most_classes=MOST_CLASSES,
         training=training_curves,
@@ -165,18 +166,19 @@ def _measure(
     failed: dict[str, str],
 ) -> dict[str, Any]:
     """Scores of every stage, none where no image has a mask; `failed` gets unreadable masks."""
-    if not any(_has_mask(dataset, image_id) for image_id in shards):
+    unreadable = {}
+    for image_id in shards:
+        try:
+            if dataset.load_mask(dataset.by_id[image_id]) is not None:
+                break
+        except BadFile as error:
+            unreadable[image_id] = f"mask: {error}"
+    else:
+        failed.update(unreadable)
         return {}
     scores, bad = evaluate_cams(shards, dataset, shards.stages, progress)
     failed.update(bad)
     return scores
-
-
-def _has_mask(dataset: Dataset, image_id: str) -> bool:
-    try:
-        return dataset.load_mask(dataset.by_id[image_id]) is not None
-    except BadFile:
-        return False
 
 
 def _sweep(measured: dict[str, StageScore]) -> Chart:

@@ -22,7 +22,9 @@ KINDS = {
     "labels": ("label shards", "wsssfast export-labels"),
     "scores": ("score shards", "wsssfast ablate"),
 }
-_NAME = re.compile(rf"(?P<kind>{'|'.join(KINDS)})-(?P<index>\d{{5}})-of-(?P<count>\d{{5}})\.json")
+_NAME = re.compile(
+    rf"(?P<kind>{'|'.join(KINDS)})-(?P<index>\d{{5}})-of-(?P<count>\d{{5}})\.(json|h5)"
+)
 
 _FIELDS: dict[str, type] = {
     "kind": str, "index": int, "count": int, "ids": list, "failed": dict, "identity": dict,
@@ -142,6 +144,13 @@ def sidecars(folder: Path, kind: str) -> Iterator[Sidecar]:
     for path in sorted(folder.glob(f"{kind}-*-of-*.json")):
         if _NAME.fullmatch(path.name):
             yield read_sidecar(path)
+
+
+def remove_shards(folder: Path, kind: str) -> None:
+    """Remove all shards of a kind, and nothing whose name is only like theirs."""
+    for path in folder.glob(f"{kind}-*-of-*"):
+        if _NAME.fullmatch(path.name):
+            path.unlink()
 
 
 def kinds_in(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wsssfast.data.dataset import IGNORE, Mask
+from wsssfast.data.dataset import IGNORE, Mask, odd_values
 from wsssfast.shards.format import Sidecar
 from wsssfast.shards.safe_h5 import MOST_DEFLATE, get_dataset, read_array, shard_errors
 from wsssfast.shards.shard_file import About, Shard, ends, lengths, pixels, write_shard
@@ -105,7 +105,7 @@ class LabelShards(ShardSet[LabelShard]):
         with shard_errors(shard.path):
             packed = shard.content.read(start, end - start)
             mask = _unpack(packed, shard.size_of(n))
-            if ((mask > len(self.class_names)) & (mask != IGNORE)).any():
+            if odd_values(mask, len(self.class_names)).size:
                 raise ValueError(f"the mask of {image_id} has values that are no class")
         return mask
 

@@ -97,6 +97,8 @@ class CamShards(ShardSet[CamShard]):
             scale = get_dataset(file, f"stages/{stage}/scale", "float32", shape)
             steps = scale[shard.label_offsets[n] : shard.label_offsets[n + 1]]
             epsilon = float(file["stages"][stage].attrs["epsilon"])
+            if not (np.isfinite(steps) & (steps >= 0)).all() or not 0 < epsilon < np.inf:
+                raise ValueError(f"the scale or epsilon of {image_id} is no positive number")
         table = flat.reshape(len(labels), sum(h * w for h, w in sizes))
         grids, start = [], 0
         for s, (h, w) in enumerate(sizes):

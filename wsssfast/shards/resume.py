@@ -14,6 +14,7 @@ from wsssfast.shards.format import (
     Sidecar,
     kinds_in,
     read_sidecar,
+    remove_shards,
     require_same_identity,
     shard_stem,
     sidecars,
@@ -80,8 +81,7 @@ def done_shards(
             "Choose another --out.",
         )
     if overwrite:
-        for path in out.glob(f"{kind}-*-of-*"):
-            path.unlink()
+        remove_shards(out, kind)
     if alone:
         remove_unfinished(out, f"{kind}-*")
     if not resume:

@@ -1,5 +1,6 @@
 """What the HDF5 files of all kinds have: ids, image sizes, image-level labels (docs/shards.md)."""
 
+import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wsssfast.files import publish, sha256_of
+from wsssfast.files import publish
 from wsssfast.shards.format import (
     FORMAT_VERSION,
     Sidecar,
@@ -96,7 +97,8 @@ def write_shard(
         file["labels"] = np.array([c for r in records for c in r.labels], dtype=np.uint8)
         add(file, records)
     path.with_suffix(".json").unlink(missing_ok=True)  # what it says is done no longer
-    publish(path, lambda partial: partial.write_bytes(buffer.getbuffer()))
+    content = buffer.getbuffer()
+    publish(path, lambda partial: partial.write_bytes(content))
     sidecar = Sidecar(
         kind=kind,
         index=index,
@@ -106,8 +108,8 @@ def write_shard(
         identity=about["identity"],
         config=about["config"],
         versions=about["versions"],
-        file_bytes=path.stat().st_size,
-        file_sha256=sha256_of(path),
+        file_bytes=len(content),
+        file_sha256=hashlib.sha256(content).hexdigest(),
     )
     write_sidecar(folder, sidecar)
     return sidecar
@@ -169,6 +171,9 @@ def read_shard(path: Path, file: h5py.File, sidecar: Sidecar, classes: int) -> S
     lengths(shard.label_offsets, len(shard.labels))
     if shard.labels.max(initial=0) >= classes:
         raise ValueError(f"it has the class {shard.labels.max()} of {classes}")
+    falls = np.flatnonzero(np.diff(shard.labels.astype(np.int64)) <= 0) + 1
+    if not np.isin(falls, shard.label_offsets).all():
+        raise ValueError("the labels of an image do not ascend")
     return shard
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wsssfast.data.dataset import require_safe_ids
 from wsssfast.errors import WsssError
-from wsssfast.shards.format import KINDS, kinds_in, shard_stem, sidecars
+from wsssfast.shards.format import KINDS, Sidecar, kinds_in, shard_stem, sidecars
 from wsssfast.shards.safe_h5 import open_h5
 from wsssfast.shards.shard_file import Shard, read_shard
 
@@ -135,12 +135,14 @@ class ShardSet(ABC, Generic[S]):
         number, n = self._place[image_id]
         shard = self._kept.get(number)
         if shard is None:
-            sidecar = self.sidecars[number]
-            path = self.folder / f"{sidecar.stem}.h5"
-            with open_h5(path) as file:
-                classes = len(self.class_names)
-                shard = self._read(file, read_shard(path, file, sidecar, classes))
+            shard = self._open(self.sidecars[number])
             if len(self._kept) >= _MOST_KEPT:
                 self._kept.popitem(last=False)
             self._kept[number] = shard
         return shard, n
+
+    def _open(self, sidecar: Sidecar) -> S:
+        """A shard that is not kept. Raises WsssError where its file is damaged."""
+        path = self.folder / f"{sidecar.stem}.h5"
+        with open_h5(path) as file:
+            return self._read(file, read_shard(path, file, sidecar, len(self.class_names)))

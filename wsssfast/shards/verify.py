@@ -16,7 +16,7 @@ class Verdict:
         shards: how many were checked.
         images: how many images they hold.
         failed: id -> reason, as the export recorded them.
-        missing: names of shards that are not done.
+        missing: names of shards that are not done, or damaged.
         problems: one line for each thing that is wrong.
     """
 
@@ -59,10 +59,10 @@ def verify_shards(folder: Path) -> Verdict:
         verdict.missing = [shard_stem(kind, i, good[0].count) for i in absent]
         seen: set[str] = set()
         for sidecar in good:
-            doubled = seen & set(sidecar.ids)
-            if doubled:
-                verdict.problems.append(f"{sidecar.stem}: {min(doubled)} is in two shards")
-            seen |= set(sidecar.ids)
+            for image_id in sidecar.ids:
+                if image_id in seen:
+                    verdict.problems.append(f"{sidecar.stem}: {image_id} is there twice")
+                seen.add(image_id)
     if not verdict.problems:
         verdict.problems += _check_structure(folder)
     return verdict

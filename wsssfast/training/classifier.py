@@ -1,6 +1,5 @@
 """Train the classifier on image-level labels (Eqs. 7-11)."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from wsssfast.data.dataset import Dataset
 from wsssfast.errors import BadFile
+from wsssfast.evaluate.scores import mean_of
 from wsssfast.files import output_folder
 from wsssfast.models.classifier import ClassTokenViT, init_from_backbone
 from wsssfast.models.classifier_config import ClassifierConfig
@@ -168,7 +168,7 @@ def score_labels(
         for n, key in enumerate(("AP", "AP_patch")[: table.shape[1]])
     }
     for key in list(result):
-        result[f"m{key}"] = math.fsum(result[key].values()) / max(1, len(result[key]))
+        result[f"m{key}"] = mean_of(result[key])
     result.pop("AP_patch", None)
     unreadable = {k: v for _, _, bad in gathered for k, v in bad.items()}
     return {**result, "images": len(labels), "unreadable": unreadable}

@@ -42,7 +42,7 @@ class Task:
         samples: map from (epoch, index) to a sample, and its length.
         loss: of the model's output and a batch's targets.
         groups: parameter groups, from `optimise.parameter_groups`.
-        prepare: called with the model and a batch's factors of stochastic depth before the forward.
+        prepare: called with a batch's factors of stochastic depth before the forward.
         evaluate: scores after an epoch, called on every worker; None where nothing is held out. Its
             `unreadable` holds id -> reason of what could not be scored.
         chosen_by: which of the scores makes a checkpoint the best, larger being better.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from wsssfast.data.dataset import IGNORE, Dataset, Item, Mask
+from wsssfast.data.dataset import Dataset, Item, Mask, odd_values
 from wsssfast.errors import BadFile, WsssError, listing
 
 
@@ -46,7 +46,7 @@ class TrueMasks:
         mask = self._dataset.load_mask(self._dataset.by_id[image_id])
         if mask is None:
             raise BadFile("there is none")
-        odd = mask[(mask > len(self.class_names)) & (mask != IGNORE)]
+        odd = odd_values(mask, len(self.class_names))
         if odd.size:
             raise BadFile(f"values up to {len(self.class_names)} and 255 expected, found {odd[0]}")
         return mask

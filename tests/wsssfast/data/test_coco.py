@@ -148,7 +148,7 @@ def test_long_compressed_runs_are_decoded():
     np.testing.assert_array_equal(found, shape)
 
 
-@pytest.mark.parametrize("size", [(H, 2**31), (2**20, 2**20), (-1, W), (0, W)])
+@pytest.mark.parametrize("size", [(H, 2**31), (2**20, 2**20), (-1, W), (0, W), (-5, -5)])
 def test_a_size_that_no_image_has_takes_no_memory(size):
     with pytest.raises(BadFile, match=f"{size[1]}x{size[0]} pixels"):
         instance_mask([], INDEX, *size)
