@@ -31,8 +31,9 @@ lint: $(VENV)/.ready
 	cd build/lint && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml ../../tests/typed/user.py
 
 $(VENV)/.ready: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "wsssfast needs Python 3.11 or later; set PYTHON=..."; exit 2; }
+	@echo "Installing into $(VENV): PyTorch with CUDA and the rest, 6 GB, some minutes without a word."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable ".[test,docs]"
 	$(PIP) --editable ".[crf]" || \

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from wsssfast.cli.options import FILE
+from wsssfast.errors import WsssError
 
 if TYPE_CHECKING:
     from wsssfast.data.dataset import Dataset
 
 F = TypeVar("F", bound=Callable[..., Any])
+_LOOKS = (("voc", "JPEGImages"), ("voc", "VOC2012"), ("voc", "VOCdevkit"), ("coco", "annotations"),
+          ("folder", "images"))  # fmt: skip
 _PREDICTED, _NONE = Path("predicted"), Path("none")  # in place of a labels file
 
 
@@ -28,10 +31,13 @@ def dataset_options(command: F) -> F:
     decorated: Any = gathered
     for option in reversed((
         click.option("--dataset", "kind", type=click.Choice(["voc", "coco", "folder", "synthetic"]),
-                     default="synthetic", show_default=True, help="What layout the data has."),
+                     help="What layout the data has."),
         click.option("--data-root", "root", type=FILE, help="Folder of the data set."),
-        click.option("--split", help="Which part: a name of the data set's, or a list file."),
-        click.option("--labels", type=FILE, help="Image labels: a .json, .csv or .npy file."),
+        click.option("--split", help="Which part: a name of the data set's, or a list file; "
+                     "voc: train_aug, coco: train2014 or train2017, else all; coco takes "
+                     "SPLIT:list.txt too."),
+        click.option("--labels", type=FILE, help="Image labels: a .json, .csv or .npy file; "
+                     "where they are not used, none; export-cams: predicted."),
     )):  # fmt: skip
         decorated = option(decorated)
     wrapped: F = decorated
@@ -42,7 +48,7 @@ def dataset_options(command: F) -> F:
 class Data:
     """Values of the options; each way to open them raises WsssError for what is wrong there."""
 
-    kind: str
+    kind: str | None
     root: Path | None
     split: str | None
     labels: Path | None
@@ -61,7 +67,7 @@ class Data:
         from wsssfast.data.unlabelled import open_unlabelled
 
         if self.predicted:
-            return open_unlabelled(self.kind, self.root, self.split, classes)
+            return open_unlabelled(self._named(), self.root, self.split, classes)
         return self.open()
 
     def open_images(self, classes: tuple[str, ...]) -> "Dataset":
@@ -69,7 +75,7 @@ class Data:
         from wsssfast.data.unlabelled import open_unlabelled
 
         if self.labels in (_NONE, _PREDICTED):
-            return open_unlabelled(self.kind, self.root, self.split, classes)
+            return open_unlabelled(self._named(), self.root, self.split, classes)
         return self.open()
 
     def held_out(self, split: str | None) -> "Dataset | None":
@@ -80,4 +86,15 @@ class Data:
     def _open(self, split: str | None, labels: Path | None) -> "Dataset":
         from wsssfast.data import open_dataset
 
-        return open_dataset(self.kind, self.root, split, labels)
+        return open_dataset(self._named(), self.root, split, labels)
+
+    def _named(self) -> str:
+        """The kind; what the folder looks like is told, but not taken for granted."""
+        if self.kind:
+            return self.kind
+        looks = [kind for kind, within in _LOOKS if self.root and (self.root / within).is_dir()]
+        raise WsssError(
+            "Expected a data set, found no --dataset.",
+            f"Give --dataset {looks[0]}, as which {self.root} looks." if looks else
+            "Give --dataset voc, coco or folder with its --data-root; or synthetic.",
+        )  # fmt: skip

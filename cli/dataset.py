@@ -40,6 +40,8 @@ def check(data: Data, json_path: str | None) -> None:
       wsssfast dataset check --dataset voc --data-root VOCdevkit/VOC2012 --split train_aug
     """
     report = _report(data, decode=True, json_path=json_path)
+    for note in report.notes:
+        click.echo(f"note: {note}.", err=True)
     for problem in report.problems[:20]:
         click.echo(f"does not fit: {problem}", err=True)
     if report.problems:
@@ -92,16 +94,22 @@ def _report(data: Data, *, decode: bool, json_path: str | None) -> "DatasetRepor
     write_json(asdict(report), json_path)
     if json_path != "-":
         rows = [
-            [f"{n + 1} {name}", str(report.label_counts[name]), str(report.mask_counts[name])]
+            [f"{n + 1} {name}", str(report.label_counts[name]),
+             str(report.mask_counts[name]) if report.masks else ""]
             for n, name in enumerate(opened.class_names)
-        ]
+        ]  # fmt: skip
         title = f"{opened.name} {opened.split}: images per class (labels: {opened.label_source})"
         table(title, ["class", "label", "mask"], rows)
         sizes = report.sizes
+        masks = ""
+        if report.masks:
+            masks = (
+                f"; {report.masks} masks ({report.with_ignore} with 255), of which "
+                f"{report.disagreements} have other classes than the labels"
+            )
         click.echo(
-            f"{report.images} images, {report.masks} masks ({report.with_ignore} with 255); "
-            f"{report.multi_label} with several labels, {report.unlabelled} with none; "
-            f"{report.disagreements} whose mask and label classes differ."
+            f"{report.images} images: {report.multi_label} with several labels, "
+            f"{report.unlabelled} with none{masks}."
         )
         if sizes:
             click.echo(

@@ -20,9 +20,9 @@ from wsssfast.cli.options import FILE, json_option, table, write_json
 )
 @json_option
 def demo(out: Path, seed: int, json_path: str | None) -> None:
-    """Everything from image labels to masks, on the embedded data set, in a few minutes.
+    """Everything from image labels to masks, on the embedded data set.
 
-    Nothing is downloaded.
+    Nothing is downloaded. Interrupted, the same command goes on.
 
     \b
     Example:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
@@ -46,8 +47,12 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module of a command."""
-        if cmd_name not in COMMANDS:
+        if cmd_name not in COMMANDS and ctx.resilient_parsing:  # to complete a line
             return None
+        if cmd_name not in COMMANDS:
+            near = get_close_matches(cmd_name, COMMANDS, 1)
+            told = f" Did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"No such command {cmd_name!r}.{told}", ctx)
         module, attribute, _ = COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(f"wsssfast.cli.{module}"), attribute)
         return command
@@ -58,10 +63,25 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
 @click.version_option(package_name="wsssfast")
-def main() -> None:
-    """Turn image-level labels into pixel labels (WSSS): fast, exact, at data-set scale."""
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Turn image-level labels into pixel labels (WSSS): fast, exact, at data-set scale.
+
+    Completion of commands and options in bash (zsh and fish alike):
+    eval "$(_WSSSFAST_COMPLETE=bash_source wsssfast)"
+
+    \b
+    Example:
+      wsssfast demo
+      wsssfast dataset check --dataset folder --data-root photos
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def _interrupt(number: int, frame: object) -> None:

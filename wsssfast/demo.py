@@ -41,6 +41,7 @@ from wsssfast.training.options import (
 )
 from wsssfast.training.segmenter import train_segmenter
 from wsssfast.training.starts import from_classifier
+from wsssfast.versions import versions
 
 TRAIN, VAL = "train:600", "val:200"
 CLASSIFIER = ClassifierOptions(
@@ -73,6 +74,7 @@ _FOLDERS = (
     "masks",
 )
 _MARK = ".wsssfast-demo"
+_STEPS_IN_ALL = 9
 _RUN = RunOptions(loader_workers=0)
 
 
@@ -110,11 +112,12 @@ def run_demo(
     """Run everything into a folder; the same seed gives the same scores on the same machine.
 
     Args:
-        out: folder of the results; what a former demo left there is replaced.
+        out: folder of the results; a demo of this seed that was interrupted there is continued,
+            what a finished one left is replaced.
         seed: of everything that is trained.
         progress: called with a line of text now and then.
     """
-    _clear(out)
+    _make_ready(out, seed)
     scenes, unseen = open_synthetic(TRAIN), open_synthetic(VAL)
     config = ClassifierConfig.for_backbone(
         "deit_tiny_patch16_224", scenes.class_names, 128, embed_dim=128, depth=4, num_heads=4
@@ -188,22 +191,27 @@ def run_demo(
     return result
 
 
-def _clear(out: Path) -> None:
-    """Remove what a former demo left; nobody else's files.
+def _make_ready(out: Path, seed: int) -> None:
+    """Remove what a finished demo left, or one of another seed or version; nobody else's files.
 
     Raises:
         WsssError: folders of these names that no demo made.
     """
     output_folder(out, "the demo")
+    mark, end = out / _MARK, out / "report.json"
+    told = f"made by wsssfast demo, seed {seed}, {versions('torchvision')}\n"
+    if not end.exists() and mark.is_file() and mark.read_text(encoding="utf-8") == told:
+        return
     there = [name for name in _FOLDERS if (out / name).exists()]
-    if there and not (out / _MARK).exists():
+    if there and not mark.exists():
         raise WsssError(
             f"Expected a new folder or one of a former demo, found {listing(there)} in {out}.",
             "Choose another --out.",
         )
     for name in there:
         shutil.rmtree(out / name)
-    (out / _MARK).write_text("made by wsssfast demo, which replaces what lies here\n")
+    end.unlink(missing_ok=True)
+    mark.write_text(told, encoding="utf-8")
 
 
 class _Steps:
@@ -216,7 +224,7 @@ class _Steps:
     @contextmanager
     def of(self, text: str, name: str) -> Iterator[None]:
         """One step of the pipeline."""
-        self.progress(text)
+        self.progress(f"{len(self.seconds) + 1} of {_STEPS_IN_ALL}: {text}")
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
@@ -224,4 +232,7 @@ class _Steps:
     def training(self, told: Report) -> None:
         """A line after each epoch."""
         if told.scores is not None:
-            self.progress(f"  step {told.step} of {told.steps}: loss {told.loss:.3f}")
+            self.progress(
+                f"  step {told.step} of {told.steps}: loss {told.loss:.3f}, "
+                f"{told.images_per_second:.0f} images/s, {told.seconds_left:.0f} s left"
+            )

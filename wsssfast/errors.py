@@ -32,6 +32,9 @@ def _short(line: str) -> str:
 class BadFile(Exception):  # noqa: N818  (it is no error of the program)
     """One input that cannot be used: recorded and counted by a run, which goes on."""
 
+    def __init__(self, reason: str) -> None:
+        super().__init__(_short(" ".join(reason.split())))
+
 
 def listing(names: list[str] | tuple[str, ...], most: int = 3) -> str:
     """`a, b, c and 4 more`: enough of a list for one line."""

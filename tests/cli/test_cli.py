@@ -284,7 +284,7 @@ def test_a_truncated_jpeg_is_listed_and_the_rest_done(wsssfast, tmp_path):
         "--out", tmp_path / "cams",
     )  # fmt: skip
     assert (code, "3 images" in out) == (3, True)
-    assert "unreadable: im1: " in err and "1 inputs could not be read" in err
+    assert "unreadable: im1: " in err and "1 input could not be read" in err
     assert wsssfast("verify", tmp_path / "cams")[0] == 3
     assert wsssfast("evaluate", "cams", tmp_path / "cams", *options)[0] == 3
     assert wsssfast("dataset", "check", *options)[0] == 3
@@ -293,7 +293,8 @@ def test_a_truncated_jpeg_is_listed_and_the_rest_done(wsssfast, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["exprot-cams"], "No such command"),
+        (["exprot-cams"], "No such command 'exprot-cams'. Did you mean 'export-cams'?"),
+        (["zzz"], "No such command 'zzz'."),
         (["export-cams", "--out", "x"], "Missing option '--checkpoint'"),
         (
             ["export-cams", "--checkpoint", "x", "--out", "y", "--scales", "big"],
@@ -302,7 +303,8 @@ def test_a_truncated_jpeg_is_listed_and_the_rest_done(wsssfast, tmp_path):
         (["export-cams", "--checkpoint", "x", "--out", "y", "--stage", "last"], "Expected stages"),
         (["inspect", "nowhere"], "Expected a folder of shards"),
         (["dataset", "check", "--dataset", "voc"], "--data-root"),
-        (["dataset", "check", "--split", "test"], "train or val"),
+        (["dataset", "check", "--split", "test"], "no --dataset"),
+        (["dataset", "check", "--dataset", "synthetic", "--split", "test"], "train or val"),
         (["convert", "x", "--to", "shards", "--out", "y"], "--classes"),
         (["demo", "--seed", "-1"], "-1"),
         (["doctor", "--json", "no/where.json"], "no writable folder"),

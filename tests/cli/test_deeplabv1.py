@@ -81,7 +81,8 @@ def test_deeplabv1_trains_from_generated_weights(wsssfast, tmp_path, recipe):
     before = loss_of(model, some)
     out = tmp_path / "run"
     code, _, err = wsssfast(
-        "train-seg", "--true-masks", "--split", "train:48", "--recipe", recipe, "--epochs", 1,
+        "train-seg", "--true-masks",
+        "--dataset", "synthetic", "--split", "train:48", "--recipe", recipe, "--epochs", 1,
         "--crop", 65, "--least-scale", 0.25, "--most-scale", 0.3,
         "--pretrained", tmp_path / "res38.pth", "--loader-workers", 0, "--out", out,
     )  # fmt: skip

@@ -23,7 +23,18 @@ SMALL = [
 )
 def test_from_training_to_maps(wsssfast, tmp_path, recipe, exports):
     run = tmp_path / "run"
-    code, _, err = wsssfast("train", "--split", "train:8", "--recipe", recipe, *SMALL, "--out", run)
+    code, _, err = wsssfast(
+        "train",
+        "--dataset",
+        "synthetic",
+        "--split",
+        "train:8",
+        "--recipe",
+        recipe,
+        *SMALL,
+        "--out",
+        run,
+    )
     assert code == 0, err
     config = load_model(run / "last.safetensors").config
     assert config.patch_head == (recipe != "mctformer-v1-voc")
@@ -32,7 +43,8 @@ def test_from_training_to_maps(wsssfast, tmp_path, recipe, exports):
     assert config.split_positions == (recipe == "mctformer-plus-voc")
     for name in exports:
         out = tmp_path / name
-        code, _, err = wsssfast("export-cams", "--split", "train:4", "--recipe", name,
+        code, _, err = wsssfast("export-cams",
+            "--dataset", "synthetic", "--split", "train:4", "--recipe", name,
                                 "--checkpoint", run / "last.safetensors", "--out", out)  # fmt: skip
         assert code == 0, err
         told = open_shards(out).identity

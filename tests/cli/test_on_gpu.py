@@ -19,9 +19,10 @@ from wsssfast.training.logs import read_log
 
 pytestmark = pytest.mark.gpu
 PLACE = os.environ.get("WSSSFAST_TESTS_ON", "cuda")
-SPLIT = ["--split", "val:12"]
+SPLIT = ["--dataset", "synthetic", "--split", "val:12"]
 SHORT = [
-    "--split", "train:32", "--epochs", 2, "--batch-size", 8, "--loader-workers", 1,
+    "--dataset", "synthetic", "--split", "train:32",
+    "--epochs", 2, "--batch-size", 8, "--loader-workers", 1,
     "--warmup-epochs", 0,
 ]  # fmt: skip
 
@@ -92,7 +93,8 @@ def test_a_classifier_trains(run, tmp_path, precision):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_affinities_segmenter_and_masks(run, classifier, tmp_path, precision):
-    run("export-cams", "--checkpoint", classifier, "--split", "train:32", "--device", PLACE,
+    run("export-cams", "--checkpoint", classifier,
+        "--dataset", "synthetic", "--split", "train:32", "--device", PLACE,
         "--out", tmp_path / "cams")  # fmt: skip
     run("export-labels", "--cams", tmp_path / "cams", "--background", 0.3,
         "--out", tmp_path / "labels")  # fmt: skip

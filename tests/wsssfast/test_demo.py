@@ -43,6 +43,29 @@ def test_every_step_leaves_its_result(tmp_path, monkeypatch):
     assert demo.run_demo(tmp_path, 0).stages == result.stages  # replaces, and repeats
 
 
+def test_an_interrupted_demo_goes_on(tmp_path, monkeypatch):
+    shorten(monkeypatch)
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "evaluate_cams", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            demo.run_demo(tmp_path, 0)
+    before = (tmp_path / "classifier" / "last.safetensors").stat().st_mtime_ns
+    lines = []
+    demo.run_demo(tmp_path, 0, lines.append)
+    assert (tmp_path / "classifier" / "last.safetensors").stat().st_mtime_ns == before
+    assert [line.partition(":")[0] for line in lines if " of 9:" in line] == [
+        f"{n} of 9" for n in range(1, 10)
+    ]
+    assert not any("loss" in line for line in lines[:2])
+    (tmp_path / "report.json").unlink()
+    demo.run_demo(tmp_path, 1)  # another seed begins anew
+    assert (tmp_path / "classifier" / "last.safetensors").stat().st_mtime_ns > before
+
+
 @pytest.mark.slow
 def test_the_final_cam_beats_the_original_by_far(tmp_path):
     result = demo.run_demo(tmp_path, 0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from wsssfast.data.dataset import IGNORE, Dataset, Item
-from wsssfast.errors import BadFile
+from wsssfast.errors import BadFile, listing
 
 
 @dataclass
@@ -27,6 +27,7 @@ class DatasetReport:
         sizes: smallest and largest width and height of the images.
         unreadable: id -> reason.
         problems: one line for each mask that does not fit.
+        notes: one line for each thing that looks like a mistake, though it stops nothing.
     """
 
     images: int = 0
@@ -40,6 +41,7 @@ class DatasetReport:
     sizes: dict[str, int] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def check_dataset(
@@ -88,7 +90,31 @@ def check_dataset(
                 for label in classes & set(range(len(names))):
                     report.mask_counts[names[label]] += 1
             progress(1)
+    report.notes = _notes(dataset, report.label_counts)
     return report
+
+
+def _notes(dataset: Dataset, counts: dict[str, int]) -> list[str]:
+    """What looks like a mistake in names, labels and files."""
+    notes = []
+    if dataset.ignored:
+        notes.append(f"not read as images: {listing(dataset.ignored, 8)}")
+    folded: dict[str, str] = {}
+    for name in dataset.class_names:
+        other = folded.setdefault(name.casefold(), name)
+        if other != name:
+            notes.append(f"the classes {other!r} and {name!r} differ in case only")
+        if "," in name:
+            notes.append(f"the class {name!r} has a comma: labels are separated by ;")
+    rare = [name for name, count in counts.items() if count == 1]
+    if rare and len(dataset) > len(rare):
+        notes.append(
+            f"a single image has the class {listing(rare, 8)}: is it spelled as the others?"
+        )
+    absent = [name for name, count in counts.items() if count == 0]
+    if absent and len(absent) < len(counts):
+        notes.append(f"no image has the class {listing(absent, 8)}")
+    return notes
 
 
 def _look(

@@ -57,7 +57,11 @@ def open_coco(root: Path, split: str | None = None, labels: Path | None = None) 
     if split and Path(split).is_file():
         split = f"{_default_split(root)}:{split}"
     name, _, subset = (split or _default_split(root)).partition(":")
-    images = require_folder(root / name, f"the COCO images of split {name!r}")
+    images = require_folder(
+        root / name, f"the COCO images of split {name!r}",
+        "Name one of these with --split: "
+        f"{listing(sorted(p.name for p in root.iterdir() if p.is_dir()), 8)}.",
+    )  # fmt: skip
     source = root / "annotations" / f"instances_{name}.json"
     index = _read(source)
     categories = sorted(index.categories, key=lambda category: category[0])
@@ -71,11 +75,15 @@ def open_coco(root: Path, split: str | None = None, labels: Path | None = None) 
     classes = _classes(index, class_index, [groups[n] for n in records.values()], source)
     image_labels = {i: classes[groups[n]] for i, n in records.items()}
     if subset:
-        wanted = read_ids(Path(subset))
-        unknown = [i for i in wanted if i not in records]
+        known = {file.stem for file in files}
+        wanted = [_full_id(i, known, name) for i in read_ids(Path(subset))]
+        unknown = [i for i in wanted if i not in known]
         if unknown:
-            raise WsssError(f"Expected annotated images of {source}, found {listing(unknown)}.")
-        records = {i: records[i] for i in wanted}
+            raise WsssError(
+                f"Expected images of {source}, found {listing(unknown)} in {subset}.",
+                "Give the split of these before the list, as --split val2017:list.txt.",
+            )
+        records = {i: records[i] for i in wanted if i in records}
     if labels is not None:
         known = {file.stem for file in files}
         image_labels = match_labels(read_labels(labels, class_names), records, known, labels)
@@ -95,6 +103,13 @@ def open_coco(root: Path, split: str | None = None, labels: Path | None = None) 
         load_mask=partial(_load_mask, source.absolute(), index.texts, where, class_index),
         label_source=labels.name if labels else source.name,
     )
+
+
+def _full_id(image_id: str, known: set[str], split: str) -> str:
+    """The id among those known: of 2017 000000000139, which lists also name 139 or as in 2014."""
+    digits = image_id.rpartition("_")[2].zfill(12)
+    names = (image_id, digits, f"COCO_{split}_{digits}")
+    return next((name for name in names if name in known), image_id)
 
 
 def instance_mask(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -51,6 +52,7 @@ class Dataset:
         load_mask: item -> uint8 [H, W] with 0 background, 1..C, 255 ignore; None where the item
             has no mask. Raises BadFile.
         label_source: where the image-level labels came from, for the record.
+        ignored: names of what lies among the images and is none that is read.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Dataset:
     load_image: Callable[[Item], Image.Image]
     load_mask: Callable[[Item], Mask | None]
     label_source: str
+    ignored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -143,11 +146,16 @@ def require_safe_ids(ids: Sequence[str]) -> None:
         )
 
 
-def require_folder(path: Path, what: str) -> Path:
+def require_folder(path: Path, what: str, remedy: str = "Check --data-root.") -> Path:
     """`path` if it is a folder, or a clear error that says `what` was expected there."""
     if not path.is_dir():
-        raise WsssError(f"Expected {what} at {path}, found none.", "Check --data-root.")
+        raise WsssError(f"Expected {what} at {path}, found none.", remedy)
     return path
+
+
+def one_spelling(text: str) -> str:
+    """Unicode's composed form: macOS stores the ü of a file name as u and two dots."""
+    return unicodedata.normalize("NFC", text)
 
 
 def read_ids(path: Path) -> list[str]:
@@ -158,7 +166,8 @@ def read_ids(path: Path) -> list[str]:
     """
     names = [line.split()[0] if line.startswith("/") else line
              for line in read_lines(path, "image ids")]  # fmt: skip
-    return [Path(name).stem if "/" in name else name.removesuffix(".jpg") for name in names]
+    ids = [Path(name).stem if "/" in name else name.removesuffix(".jpg") for name in names]
+    return [one_spelling(i) for i in ids]
 
 
 def read_lines(path: Path, what: str) -> list[str]:
@@ -174,7 +183,8 @@ def read_lines(path: Path, what: str) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise WsssError(f"Expected a text file of {what} at {path}: {error}") from error
+        told = f"{error.strerror}" if isinstance(error, OSError) else "it is not UTF-8"
+        raise WsssError(f"Expected a text file of {what} at {path}: {told}.") from error
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
-from wsssfast.data.dataset import Dataset, Item, read_ids, read_lines, require_folder
+from wsssfast.data.dataset import (
+    Dataset,
+    Item,
+    one_spelling,
+    read_ids,
+    read_lines,
+    require_folder,
+)
 from wsssfast.data.images import item_image, item_mask, item_size
 from wsssfast.data.labels_file import match_labels, read_csv, read_labels
 from wsssfast.errors import WsssError, listing
@@ -33,19 +40,17 @@ def open_folder(root: Path, split: str | None = None, labels: Path | None = None
     class_names = _class_names(root, source)
     found = match_labels(read_labels(source, class_names), wanted, images, source)
     masks = root / "masks"
-    have = {path.name for path in masks.iterdir()} if masks.is_dir() else set()
+    have = {one_spelling(p.name): p for p in masks.iterdir()} if masks.is_dir() else {}
     return Dataset(
         name="folder",
         split=split or "all",
         class_names=class_names,
-        items=tuple(
-            Item(i, found[i], images[i], masks / f"{i}.png" if f"{i}.png" in have else None)
-            for i in sorted(wanted)
-        ),
+        items=tuple(Item(i, found[i], images[i], have.get(f"{i}.png")) for i in sorted(wanted)),
         image_size=item_size,
         load_image=item_image,
         load_mask=item_mask,
         label_source=source.name,
+        ignored=_ignored(root / "images"),
     )
 
 
@@ -60,8 +65,18 @@ def folder_images(root: Path, split: str | None) -> tuple[dict[str, Path], list[
         WsssError: no such folder or list, two images of one name, or images are missing.
     """
     require_folder(root, "a data folder")
-    folder = require_folder(root / "images", "a data folder with images/")
+    above = root.name == "images" and not (root / "images").is_dir()
+    folder = require_folder(
+        root / "images", "the images of a data folder",
+        f"Give the folder above, {root.absolute().parent}." if above
+        else f"Move them into {root / 'images'}, or give the folder that holds images/.",
+    )  # fmt: skip
     images = images_in(folder)
+    if not images:
+        raise WsssError(
+            f"Expected images in {folder}, found {listing(_ignored(folder)) or 'none'}.",
+            f"They have to lie in it, not in folders below, as {', '.join(EXTENSIONS)}.",
+        )
     wanted = list(images)
     if split is not None and split != "all":
         if not Path(split).is_file():
@@ -85,14 +100,26 @@ def images_in(folder: Path) -> dict[str, Path]:
     """
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in EXTENSIONS:
-            if path.stem in images:
+        if path.suffix.lower() in EXTENSIONS and path.is_file():
+            image_id = one_spelling(path.stem)
+            if image_id in images:
                 raise WsssError(
-                    f"Found {images[path.stem].name} and {path.name} in {folder}.",
+                    f"Found {images[image_id].name} and {path.name} in {folder}.",
                     "Masks and results go by the name without extension: rename one.",
                 )
-            images[path.stem] = path
+            images[image_id] = path
     return images
+
+
+def _ignored(folder: Path) -> tuple[str, ...]:
+    """What lies in a folder of images and is none, but for what systems leave there."""
+    return tuple(
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in sorted(folder.iterdir())
+        if (path.is_dir() or path.suffix.lower() not in EXTENSIONS)
+        and not path.name.startswith(".")
+        and path.name not in ("Thumbs.db", "desktop.ini")
+    )
 
 
 def _class_names(root: Path, source: Path) -> tuple[str, ...]:

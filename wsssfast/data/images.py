@@ -113,4 +113,5 @@ def _reason(error: Exception) -> str:
         return "file not found"
     if isinstance(error, PermissionError):
         return "permission denied"
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    told = f"{error}" if type(error) is OSError else f"{type(error).__name__}: {error}"
+    return " ".join(told.split())[:200]

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from wsssfast.data.dataset import one_spelling
 from wsssfast.data.safe_pickle import read_npy
 from wsssfast.errors import WsssError, listing
 from wsssfast.parse import json_of
 
 Labels = dict[str, tuple[int, ...]]
+_VOC_CLASSES, _COCO_CLASSES = 20, 80
 _NUMBERS = (int, float, np.number, np.bool_)
 
 
@@ -40,7 +42,10 @@ def read_labels(path: Path, class_names: tuple[str, ...]) -> Labels:
         rows: dict[str, list[str]] = {}
         for name, names in read_csv(path).items():
             if Path(name).stem in rows:
-                raise WsssError(f"Found {Path(name).stem[:80]!r} in two rows of {path}.")
+                raise WsssError(
+                    f"Found {Path(name).stem[:80]!r} in two rows of {path}.",
+                    "Leave one, with all labels of the image separated by ;.",
+                )
             rows[Path(name).stem] = names
         return _from_names(rows, path, class_names)
     raise WsssError(f"Expected a .json, .csv or .npy labels file, found {path.name}.")
@@ -55,10 +60,12 @@ def read_csv(path: Path) -> dict[str, list[str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            header = reader.fieldnames or []
-            if list(header[:2]) != ["image", "labels"]:
+            header = list(reader.fieldnames or [])
+            if header[:2] != ["image", "labels"]:
                 raise WsssError(
-                    f"Expected the header image,labels in {path}, found {','.join(header)[:80]!r}."
+                    f"Expected the header image,labels in {path}, found {','.join(header)[:80]!r}.",
+                    "Columns are separated by a comma, the labels of an image by ;, as in "
+                    "cat1.jpg,cat;sofa.",
                 )
             rows: dict[str, list[str]] = {}
             for row in reader:
@@ -66,11 +73,23 @@ def read_csv(path: Path) -> dict[str, list[str]]:
                 if not name or name in rows:
                     what = "an image twice" if name else "a row without an image"
                     raise WsssError(
-                        f"Found {what} in {path}, line {reader.line_num}: {name[:80]!r}."
+                        f"Found {what} in {path}, line {reader.line_num}: {name[:80]!r}.",
+                        "Leave one row for each image, with all its labels separated by ;.",
+                    )
+                if row.get(None):  # type: ignore[call-overload]
+                    raise WsssError(
+                        f"Expected {len(header)} columns in {path}, found more in line "
+                        f"{reader.line_num}.",
+                        f"Write {name[:40]},cat;dog for an image of several labels.",
                     )
                 rows[name] = [n.strip() for n in (row["labels"] or "").split(";") if n.strip()]
             return rows
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise WsssError(
+            f"Expected a CSV file in UTF-8 at {path}, found another encoding.",
+            "Save it again as CSV UTF-8.",
+        ) from error
+    except (OSError, csv.Error) as error:
         raise WsssError(f"Expected a CSV file at {path}: {error}") from error
 
 
@@ -90,8 +109,11 @@ def match_labels(labels: Mapping[str, tuple[int, ...]], ids: Iterable[str], know
     wanted = list(ids)
     missing = [i for i in wanted if i not in labels]
     if missing:
+        folded = {name.casefold(): name for name in labels}
+        near = next((folded[i.casefold()] for i in missing if i.casefold() in folded), None)
         raise WsssError(
-            f"Expected labels for every image, found none for {listing(missing)} in {source}.",
+            f"Expected labels for every image, found none for {listing(missing)} in {source}"
+            + (f", but for {near}." if near else "."),
             "Add them to the labels file (an empty list says: none of the classes).",
         )
     unknown = sorted(set(labels) - set(known))
@@ -99,7 +121,7 @@ def match_labels(labels: Mapping[str, tuple[int, ...]], ids: Iterable[str], know
         raise WsssError(
             f"Expected labels of images of this data set, found the unknown id {listing(unknown)} "
             f"in {source}.",
-            "Remove these rows, or point --data-root to the images that they belong to.",
+            "Put their images where the others are (not in folders below), or remove these rows.",
         )
     return {i: labels[i] for i in wanted}
 
@@ -130,7 +152,7 @@ def _from_names(rows: Mapping[str, list[Any]], path: Path, class_names: tuple[st
                     f"Unknown class {str(name)[:60]!r} of image {key[:60]!r} in {path}.",
                     f"Expected one of {listing(class_names, 8)}.",
                 )
-        labels[key] = tuple(sorted(found))
+        labels[one_spelling(key)] = tuple(sorted(found))
     return labels
 
 
@@ -138,20 +160,40 @@ def _from_vectors(found: Any, path: Path, num_classes: int) -> Labels:
     if not isinstance(found, dict):
         raise WsssError(f"Expected {{id: multi-hot array}} in {path}, found another structure.")
     labels: Labels = {}
-    for key, value in found.items():
+    for given, value in found.items():
+        key = _id_of(given, num_classes)
         flat = isinstance(value, (list, tuple)) and all(isinstance(v, _NUMBERS) for v in value)
         vector = np.asarray(value if flat or isinstance(value, np.ndarray) else None)
         fits = vector.shape == (num_classes,) and vector.dtype.kind in "biuf"
         if fits and not np.isin(vector, (0, 1)).all():
             raise WsssError(
-                f"Expected 0 and 1 for each image in {path}, found others for {str(key)[:60]!r}.",
+                f"Expected 0 and 1 for each image in {path}, found others for {key[:60]!r}.",
                 "Make it multi-hot: 1 where the class is in the image.",
             )
-        if not isinstance(key, str) or not fits:
+        if not fits:
             raise WsssError(
                 f"Expected {num_classes} numbers for each image in {path}, found "
-                f"{vector.dtype} {list(vector.shape)} for {str(key)[:60]!r}.",
+                f"{vector.dtype} {list(vector.shape)} for {key[:60]!r}.",
                 "Is this the labels file of another data set?",
             )
         labels[key] = tuple(int(c) for c in np.flatnonzero(vector))
     return labels
+
+
+def _id_of(key: Any, num_classes: int) -> str:
+    """The id that a key says: IRN writes 2007_000033 of VOC, and COCO's ids, as integers.
+
+    Raises:
+        WsssError: neither text nor such a number.
+    """
+    if isinstance(key, str):
+        return one_spelling(key)
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        digits = str(int(key))
+        if num_classes == _VOC_CLASSES and len(digits) == 10:
+            return f"{digits[:4]}_{digits[4:]}"
+        if num_classes == _COCO_CLASSES and digits.isdigit():
+            return digits.zfill(12)
+    raise WsssError(
+        f"Expected the ids of images as keys, found {str(key)[:60]!r} ({type(key).__name__})."
+    )

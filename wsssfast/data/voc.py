@@ -101,7 +101,7 @@ def _split_ids(root: Path, split: str) -> list[str]:
     lists = root / "ImageSets" / "Segmentation"
     for path in (lists / f"{split}.txt", Path(split)):
         if path.is_file():
-            return read_ids(path)
+            return [image_id.split()[0] for image_id in read_ids(path)]  # a -1 or 1 may follow
     if "+" in split:
         return sorted({i for part in split.split("+") for i in _split_ids(root, part)})
     masks = root / "SegmentationClassAug"

@@ -100,24 +100,25 @@ def makers(maker: Maker[T], workers: int, stop: Event) -> Iterator[MakeAll[T]]:
         yield here
         return
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _begin_worker, (maker,)
-    ) as pool:
-        try:
-            yield lambda things: _spread(pool, things, 3 * workers, stop)
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in set(multiprocessing.active_children()) - others:
-                process.kill()  # what they hold is nowhere else needed, and SIGTERM is blocked
-            if not isinstance(error, BrokenProcessPool):
-                raise
-            raise WsssError(
-                "Expected the processes that make masks to live, found one killed.",
-                f"It may have been for memory: give fewer {maker.workers_option}. What is written "
-                "stays; run the same command again. (A script of your own needs `if __name__ == "
-                "'__main__':`.)",
-                WORKER_FAILED,
-            ) from error
+    )
+    try:
+        yield lambda things: _spread(pool, things, 3 * workers, stop)
+    except BrokenProcessPool as error:
+        raise WsssError(
+            "Expected the processes that make masks to live, found one killed.",
+            f"It may have been for memory: give fewer {maker.workers_option}. What is written "
+            "stays; run the same command again. (A script of your own needs `if __name__ == "
+            "'__main__':`.)",
+            WORKER_FAILED,
+        ) from error
+    finally:
+        # not by the pool: where one of them was killed it sends the others SIGTERM, which is
+        # blocked, and waits for them for ever. What they hold is nowhere else needed.
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
 
 
 def _spread(

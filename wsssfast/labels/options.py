@@ -76,7 +76,7 @@ class LabelOptions:
                 "Expected one background threshold in [0, 1], or two, or else exponents, found "
                 f"{'both' if scores else 'none'}.",
                 "Give --background or --background-exponent; `wsssfast evaluate cams` tells the "
-                "best threshold of each stage.",
+                "best threshold where there are masks; without, 0.3 to 0.45 is a start.",
             )
         if scores and not (_one_or_two(scores) and all(0 <= score <= 1 for score in scores)):
             raise WsssError(

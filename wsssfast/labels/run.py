@@ -209,7 +209,8 @@ def _require_images(shards: CamShards, dataset: Dataset | None) -> None:
         raise WsssError(
             f"Expected the data set that the CAMs in {shards.folder} were made from ({made}), "
             f"found other images or labels (the {dataset.name} data set, split {dataset.split}).",
-            "Give --dataset, --data-root, --split and --labels as for export-cams.",
+            "Give --dataset, --data-root, --split and --labels as for export-cams; for a part of "
+            "the images export their CAMs first.",
         )
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support import folder_dataset
 
 from wsssfast.data import open_dataset
 from wsssfast.data.check import check_dataset
@@ -147,3 +148,25 @@ def test_real_coco_has_the_published_counts(split, column, images):
     assert report.label_counts == {name: row[column] for name, row in counts.items()}
     assert (report.images, report.masks, report.unlabelled) == (images, images, 0)
     assert (report.unreadable, report.problems) == ({}, [])
+
+
+def test_what_looks_like_a_mistake_is_noted(tmp_path):
+    root = folder_dataset(tmp_path / "d")
+    (root / "classes.txt").unlink()
+    (root / "images" / "photo.HEIC").write_bytes(b"x")
+    (root / "labels.csv").write_text(
+        'image,labels\nim0.png,cat\nim1.png,Cat\nim2.png,Cat\nim3.png,"cat;dog, cow"\n'
+    )
+    notes = check_dataset(open_dataset("folder", root)).notes
+    assert notes == [
+        "not read as images: photo.HEIC",
+        "the classes 'Cat' and 'cat' differ in case only",
+        "the class 'dog, cow' has a comma: labels are separated by ;",
+        "a single image has the class dog, cow: is it spelled as the others?",
+    ]
+    (root / "labels.csv").write_text(
+        "image,labels\n" + "".join(f"im{n}.png,cat\n" for n in range(4))
+    )
+    (root / "classes.txt").write_text("cat\nyak\n")
+    notes = check_dataset(open_dataset("folder", root)).notes
+    assert notes == ["not read as images: photo.HEIC", "no image has the class yak"]

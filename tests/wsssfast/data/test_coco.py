@@ -202,14 +202,26 @@ def test_a_list_picks_images_of_a_split(tmp_path):
     assert dataset.load_mask(dataset.items[0]).max() == 3
 
 
-@pytest.mark.parametrize("name", ["000000000008", "000000000010"])
-def test_a_list_of_other_images_is_refused(tmp_path, name):
+def test_a_list_of_other_images_is_refused(tmp_path):
     make_coco(tmp_path)
     path = tmp_path / "mine.txt"
-    path.write_text(f"000000000009\n{name}\n")
+    path.write_text("000000000009\n000000000010\n")
     message = refusal(tmp_path, f"train2017:{path}")
-    assert "Expected annotated images of" in message
-    assert f"found {name}." in message
+    assert f"found 000000000010 in {path}." in message and "SPLIT" not in message
+    assert "--split val2017:list.txt" in message
+
+
+def test_a_list_may_name_images_as_numbers_and_without_annotation(tmp_path):
+    make_coco(tmp_path)
+    path = tmp_path / "mine.txt"
+    path.write_text("7\nCOCO_val2014_000000000009\n000000000008\n")  # 8 has no annotation
+    found = open_coco(tmp_path, f"train2017:{path}")
+    assert [item.id for item in found] == ["000000000007", "000000000009"]
+
+
+def test_another_split_is_told_those_that_are_there(tmp_path):
+    make_coco(tmp_path)
+    assert "--split: annotations, train2017." in refusal(tmp_path, "minival")
 
 
 def test_a_labels_file_replaces_the_labels_and_not_the_masks(tmp_path):

@@ -64,13 +64,44 @@ def test_a_class_that_is_not_listed_is_refused(tmp_path):
 def test_a_class_listed_twice_is_refused(tmp_path):
     make_folder(tmp_path)
     (tmp_path / "classes.txt").write_text("sofa\ncat\nsofa\n")
-    assert f"Expected each class once in {tmp_path / 'classes.txt'}" in refusal(tmp_path)
+    assert "each once and none of them 'background', found sofa, cat, sofa." in refusal(tmp_path)
+
+
+def test_the_background_is_no_class(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "classes.txt").write_text("background\ncat\nsofa\n")
+    assert "it has no line in classes.txt" in refusal(tmp_path)
+
+
+def test_what_is_no_image_is_kept_in_mind(tmp_path):
+    make_folder(tmp_path)
+    for name in ("IMG_1.HEIC", "Thumbs.db", ".DS_Store", "notes.txt"):
+        (tmp_path / "images" / name).write_bytes(b"x")
+    (tmp_path / "images" / "more").mkdir()
+    assert open_folder(tmp_path).ignored == ("IMG_1.HEIC", "more/", "notes.txt")
+
+
+def test_names_are_the_same_however_an_umlaut_is_written(tmp_path):
+    composed, decomposed = "M\u00fcller", "Mu\u0308ller"
+    make_folder(tmp_path, f"image,labels\n{composed}.png,cat\n", names=(f"{decomposed}.png",))
+    (tmp_path / "masks").mkdir(exist_ok=True)
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "masks" / f"{decomposed}.png")
+    (tmp_path / "list.txt").write_text(decomposed)
+    (item,) = open_folder(tmp_path, str(tmp_path / "list.txt"))
+    assert item.id == composed and item.mask is not None and item.image.is_file()
+
+
+def test_a_list_may_hold_names_with_spaces(tmp_path):
+    make_folder(tmp_path, "image,labels\nmy cat.png,cat\nmy.png,\n", names=("my cat.png", "my.png"))
+    (tmp_path / "list.txt").write_text("my cat\n")
+    assert [item.id for item in open_folder(tmp_path, str(tmp_path / "list.txt"))] == ["my cat"]
 
 
 def test_a_list_of_classes_that_is_no_text_is_refused(tmp_path):
     make_folder(tmp_path)
     (tmp_path / "classes.txt").write_bytes(b"\xff\xfe\x00")
-    assert f"Expected class names at {tmp_path / 'classes.txt'}" in refusal(tmp_path)
+    told = f"Expected a text file of class names at {tmp_path / 'classes.txt'}: it is not UTF-8."
+    assert told in refusal(tmp_path)
 
 
 def test_masks_go_by_the_name_without_extension(tmp_path):
@@ -176,7 +207,9 @@ def test_another_labels_file_needs_the_class_names(tmp_path):
 
 def test_missing_things_are_named(tmp_path):
     assert f"Expected a data folder at {tmp_path / 'none'}" in refusal(tmp_path / "none")
-    assert f"Expected a data folder with images/ at {tmp_path / 'images'}" in refusal(tmp_path)
+    message = refusal(tmp_path)
+    assert f"Expected the images of a data folder at {tmp_path / 'images'}" in message
+    assert f"Move them into {tmp_path / 'images'}" in message
     message = refusal(make_folder(tmp_path, csv=None))
     assert f"Expected the labels of the images at {tmp_path / 'labels.csv'}" in message
     assert "image,labels" in message
@@ -184,7 +217,9 @@ def test_missing_things_are_named(tmp_path):
 
 def test_a_folder_without_images_is_empty(tmp_path):
     make_folder(tmp_path, "image,labels\n", names=())
-    assert "The split 'all' of the folder data set is empty." in refusal(tmp_path)
+    (tmp_path / "images" / "cats").mkdir(parents=True)
+    assert f"Expected images in {tmp_path / 'images'}, found cats/." in refusal(tmp_path)
+    assert "Give the folder above" in refusal(tmp_path / "images")
 
 
 def test_more_than_254_classes_are_refused(tmp_path):

@@ -106,7 +106,33 @@ def test_what_is_no_vector_of_a_number_for_each_class_is_refused(tmp_path, vecto
 
 def test_a_vector_under_a_number_is_refused(tmp_path):
     path = npy_file(tmp_path / "l.npy", {7: np.zeros(3)})
-    assert "found float64 [3] for '7'" in refusal(read_labels, path, CLASSES)
+    assert "ids of images as keys, found '7' (int)" in refusal(read_labels, path, CLASSES)
+
+
+def test_ids_may_be_numbers_as_irn_has_them(tmp_path):
+    one = np.eye(20)[3]
+    path = npy_file(tmp_path / "l.npy", {2007000033: one, "2007_000042": one})
+    voc = tuple(f"c{n}" for n in range(20))
+    assert read_labels(path, voc) == {"2007_000033": (3,), "2007_000042": (3,)}
+    path = npy_file(tmp_path / "l.npy", {np.int64(139): np.eye(80)[5]})
+    assert read_labels(path, tuple(f"c{n}" for n in range(80))) == {"000000000139": (5,)}
+
+
+@pytest.mark.parametrize("value", [-1, 0.3, np.nan, 2])
+def test_a_vector_of_anything_but_0_and_1_is_refused(tmp_path, value):
+    path = npy_file(tmp_path / "l.npy", {"a": np.array([1, 0, value])})
+    assert f"Expected 0 and 1 for each image in {path}" in refusal(read_labels, path, CLASSES)
+
+
+def test_labels_in_columns_of_their_own_are_refused(tmp_path):
+    path = text_file(tmp_path / "l.csv", "image,labels\na.jpg,cat\nb.jpg,cat,dog\n")
+    message = refusal(read_csv, path)
+    assert "found more in line 3." in message and "Write b.jpg,cat;dog" in message
+
+
+def test_a_name_in_another_case_is_told():
+    message = refusal(match_labels, {"IMG_1": (0,)}, ["img_1"], {"img_1"}, Path("l.csv"))
+    assert "found none for img_1 in l.csv, but for IMG_1." in message
 
 
 @pytest.mark.parametrize("value", [np.zeros(3), [1, 2]])
@@ -150,7 +176,7 @@ def test_another_header_is_quoted(tmp_path, text, found):
 def test_a_csv_that_is_no_text_is_refused(tmp_path):
     path = tmp_path / "l.csv"
     path.write_bytes(b"\xff\xfe\x00binary")
-    assert f"Expected a CSV file at {path}" in refusal(read_csv, path)
+    assert f"Expected a CSV file in UTF-8 at {path}" in refusal(read_csv, path)
 
 
 @pytest.mark.parametrize("text", ["{", "", "[" * 100_000, '{"a": 1' + "0" * 5000 + "}"])
@@ -191,4 +217,4 @@ def test_images_without_labels_are_counted_and_named():
 def test_labels_of_no_image_are_named():
     message = refusal(match_labels, EXPECTED, ["a"], {"a", "b"}, Path("l.csv"))
     assert "found the unknown id c in l.csv." in message
-    assert "Remove these rows" in message
+    assert "remove these rows" in message

@@ -220,3 +220,15 @@ def test_label_makers_in_this_process_keep_the_order(dataset):
     maps = [Maps(f"im{n}", SIZES[n][::-1], (), [], 1e-8) for n in range(5)]
     with makers(LabelMaker(CRF, dataset), 1, Event()) as make:
         assert [image_id for image_id, _ in make(maps)] == [f"im{n}" for n in range(5)]
+
+
+def test_a_process_killed_after_the_last_image_holds_nobody_up(dataset):
+    maps = [Maps(f"im{n}", SIZES[n][::-1], (), [], 1e-8) for n in range(5)]
+    with makers(LabelMaker(CRF, dataset), 2, Event()) as make:
+        assert len(list(make(maps))) == 5
+        own = multiprocessing.active_children()
+        own[0].kill()
+        time.sleep(0.5)  # the pool sees it
+    for process in own:
+        process.join(10)
+    assert not any(process.is_alive() for process in own)
