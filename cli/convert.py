@@ -19,7 +19,7 @@ _AGAIN = "Complete the export, then run this command again."
     required=True,
     help="Of CAM shards, npy: MCTformer's and PSA's dicts; irn: IRN's. Of label shards, png: "
     "palette masks; coco-rle: one COCO JSON file; voc-archive: what VOC's server takes. shards: "
-    "CAM shards from npy.",
+    "CAM shards from MCTformer's and PSA's dicts.",
 )
 @click.option(
     "--out", type=FILE, required=True, help="Folder, or the file of coco-rle and voc-archive."
@@ -75,12 +75,20 @@ def _convert_labels(source: Path, target: str, out: Path) -> None:
     from wsssfast.convert_labels import to_coco, to_png, to_voc_archive
     from wsssfast.shards import LabelShards
 
+    if target == "voc-archive":
+        require_tgz(out)
     shards = LabelShards(source)
     with progress("convert", len(shards)) as advance:
         ways = {"png": to_png, "coco-rle": to_coco, "voc-archive": to_voc_archive}
         count = ways[target](shards, out, advance)
     click.echo(f"{count} {'files' if target == 'png' else 'images'} in {out}")
     finish(shards.failed, shards.missing_names, source, _AGAIN)
+
+
+def require_tgz(out: Path) -> None:
+    """Refuse a name of VOC's archive that says another format than it has."""
+    if not out.name.endswith((".tgz", ".tar.gz")):
+        raise WsssError(f"Expected a name that ends in .tgz or .tar.gz, found {out}.")
 
 
 def _class_names(classes: str | None) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from wsssfast.cli.cam_options import numbers
+from wsssfast.cli.convert import require_tgz
 from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.filling import filling_options
 from wsssfast.cli.options import (
@@ -117,6 +118,8 @@ def predict(
     """  # fmt: skip
     if refine == "none":
         refuse(ctx, [*CRF, "crf_backend"], "--refine crf")
+    if archive:
+        require_tgz(archive)
     crf = pick_crf(constants)
     from wsssfast.convert_labels import require_voc
     from wsssfast.models.checkpoint import load_segmenter

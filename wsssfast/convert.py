@@ -75,9 +75,10 @@ def from_npy(
     """A folder of MCTformer's `.npy` CAM dumps into shards, one full-size map a class.
 
     The pickles are read without running them. The shards say `stage` final and hold each map as
-    whole steps of its maximum / 65535: to 7.7e-6 of the maximum. `cam` of such shards min-maxes
-    again, which changes no map that goes from 0 to 1; of such maps the second round trip is exact,
-    to the byte, in the dumps and in the shards.
+    whole steps of its maximum / 65535: to half a step, 7.7e-6 of the maximum with float32's
+    rounding. `cam` of such shards min-maxes again, which changes no map that goes from 0 to 1; of
+    such maps the second round trip is exact, to the byte, in the dumps and in the shards. One whose
+    maximum m is below 1 (by the epsilon of the min-max that made it) is off by 1 - m more.
 
     Args:
         source: folder of `<id>.npy`, each {0-based class: float H x W in [0, 1]}.
@@ -90,11 +91,12 @@ def from_npy(
         id -> reason of files that could not be used.
 
     Raises:
-        WsssError: no such files, `out` holds other shards, or it cannot be written to.
+        WsssError: no such files, ones of IRN, `out` holds other shards, or it cannot be written to.
     """
     paths = sorted(source.glob("*.npy")) if source.is_dir() else []
     if not paths:
         raise WsssError(f"Expected a folder of .npy CAM dumps at {source}, found none.")
+    _refuse_irn(paths[0])
     names = [path.stem for path in paths]
     require_safe_ids(names)
     if len(class_names) > IGNORE - 1:
@@ -165,6 +167,21 @@ def _as_irn(labels: NDArray[np.int64], maps: Map) -> dict[str, Any]:
         small = small / (small.amax((1, 2), keepdim=True) + 1e-5)
     # make_cam's own types: IRN's make_sem_seg_labels calls cam.cuda()
     return {"keys": torch.from_numpy(labels), "cam": small, "high_res": maps}
+
+
+def _refuse_irn(path: Path) -> None:
+    """Tell IRN's dumps by the first of them: pickled tensors are code, which nothing here runs."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return  # it is listed with the files that could not be used
+    if b"high_res" in content:
+        raise WsssError(
+            f"Expected dicts {{class: map}} as PSA and MCTformer write them, found one of IRN in "
+            f"{path}.",
+            "Its tensors are pickled code, which is not run; docs/convert.md shows how to save "
+            "{key: high_res} of each instead.",
+        )
 
 
 def _record(path: Path, num_classes: int) -> CamRecord:

@@ -17,8 +17,8 @@ class Attention(NamedTuple):
     """Means over heads and layers.
 
     Attributes:
-        c2p: [B, P, N] attention of the tokens before the patches (class tokens, then registers) to
-            the patches.
+        c2p: [B, K, N] attention of the class token to the patches, without the rows of registers;
+            K is 1, or 0 where c2p_layers is 0.
         p2p: [B, N, N] attention between patches, rows attend to columns.
     """
 
@@ -48,18 +48,26 @@ class AttentionHook:
 
         Args:
             vit: timm's VisionTransformer or Eva with plain attention.
-            c2p_layers: last layers that c2p averages.
+            c2p_layers: last layers that c2p averages; 0 leaves it out, as networks without a class
+                token need.
             p2p_layers: last layers that p2p averages.
             backend: of `kernels`.
 
         Raises:
-            WsssError: a network of another kind.
+            WsssError: a network of another kind, or c2p of one without a class token.
         """
         reason = why_not_plain(vit)
         if reason:
             raise WsssError(f"Expected a plain ViT of timm, found one with {reason}.")
+        if c2p_layers and vit.cls_token is None:
+            raise WsssError(
+                "Expected a network with a class token, found one without.",
+                "Give c2p_layers=0 for the attention between patches alone.",
+            )
         self.vit = vit
-        self._options = (vit.num_prefix_tokens, len(vit.blocks), c2p_layers, p2p_layers, backend)
+        self._rows = 1 if c2p_layers else 0  # the class token is the first, registers follow
+        layers = (max(c2p_layers, 1), p2p_layers)
+        self._options = (vit.num_prefix_tokens, len(vit.blocks), *layers, backend)
         self._capture: kernels.AttentionCapture | None = None
 
     def __enter__(self) -> Self:
@@ -91,7 +99,7 @@ class AttentionHook:
             )
         c2p, p2p = self._capture.means()
         self._capture = None
-        return Attention(c2p.mean(0), p2p)
+        return Attention(c2p[:, :, : self._rows].mean(0), p2p)
 
     def _attend(
         self,

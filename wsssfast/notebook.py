@@ -46,6 +46,7 @@ def cams(
         WsssError: unknown classes or stages, or something that is no image.
         BadFile: an image too large for this machine's memory.
     """
+    _require_lists(images, labels)
     options = options or CamOptions()
     stage = stage or options.stages[-1]
     if options.predict_above is not None:
@@ -63,6 +64,20 @@ def cams(
         size = (image.height, image.width)
         results.append(full_size(grids, size, options.epsilon(stage, len(model.blocks))))
     return results
+
+
+def _require_lists(images: Any, labels: Any) -> None:
+    """Refuse one image, or its classes, where a list of them is expected."""
+    one = isinstance(images, (Image.Image, str))
+    if one or (isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4):
+        raise WsssError(
+            f"Expected a list of images, found {type(images).__name__}.", "Put it in [ ]."
+        )
+    if isinstance(labels, str) or any(isinstance(c, (str, int, np.integer)) for c in labels):
+        raise WsssError(
+            f"Expected a list of classes for each image, found {str(labels)[:60]}.",
+            'Such as [["dog"], ["cat", "person"]] for two images.',
+        )
 
 
 def mask_of(
@@ -167,7 +182,9 @@ def class_indices(model: ClassTokenViT, labels: Sequence[int | str]) -> tuple[in
         WsssError: a class that the model does not have.
     """
     if isinstance(labels, str):
-        raise WsssError(f"Expected a list of classes an image, found the text {labels!r}.")
+        raise WsssError(
+            f"Expected a list of classes, found the text {labels[:60]!r}.", "Put it in [ ]."
+        )
     names = {name: index for index, name in enumerate(model.config.class_names)}
     found = set()
     for label in labels:

@@ -78,6 +78,7 @@ def test_images_that_the_shards_lack_are_told(wsssfast, cams, tmp_path):
         ("cams", "npy", ["--classes", "voc"], "Expected --classes with --to shards alone"),
         ("cams", "npy", ["--stage", "original"], "Expected a stage out of final"),
         ("cams", "shards", ["--classes", "voc"], "Expected a folder of .npy CAM dumps"),
+        ("labels", "voc-archive", [], "ends in .tgz or .tar.gz, found out."),
     ],
 )
 def test_wrong_calls_get_one_line(
@@ -121,3 +122,12 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_done(wsssfast, cams, tmp_pa
     assert found.stderr.count("\n") == 1
     left = {path.name for path in (tmp_path / "new").rglob("*") if path.is_file()}
     assert left == ({".wsssfast.lock"} if target == "shards" else set())
+
+
+def test_a_folder_of_irns_dumps_gets_one_line(wsssfast, cams, tmp_path):
+    assert wsssfast("convert", cams, "--to", "irn", "--out", tmp_path / "irn")[0] == 3
+    code, out, err = wsssfast(
+        "convert", tmp_path / "irn", "--to", "shards", "--classes", "voc", "--out", tmp_path / "x"
+    )
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert "found one of IRN" in err and not (tmp_path / "x").exists()

@@ -113,6 +113,11 @@ def test_mistakes_take_one_line(wsssfast, made, tmp_path):
     assert code == 2 and "--label-shards or --true-masks, found both" in err
     code, _, err = wsssfast("predict", "--checkpoint", classifier, *data, "--out", out)
     assert code == 2 and "a segmenter checkpoint" in err
+    assert err.endswith("kind 'classifier'. Make one with `wsssfast train-seg`.\n")
+    code, _, err = wsssfast(
+        "predict", "--checkpoint", classifier, *data, "--out", out, "--archive", tmp_path / "a.zip"
+    )
+    assert code == 2 and "a name that ends in .tgz or .tar.gz" in err
     code, _, err = wsssfast(
         "predict", "--checkpoint", classifier, *data, "--out", out, "--bilateral-srgb", 9
     )

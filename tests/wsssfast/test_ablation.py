@@ -204,7 +204,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         ({"weights": "a"}, "one of them twice"),
         ({"settings": json.loads(one.read_text())["settings"][:1]}, "equal settings"),
         ({"settings": []}, "something else"),
-        ({"settings": [{"stage": "final"}]}, "something else"),
+        ({"settings": [{"stage": "final"}]}, "something else: it has no 'scales'."),
     ]:
         other = told(tmp_path / "other.json", (0.5, 0.5), "b", **changes)
         with pytest.raises(WsssError, match=words):

@@ -11,7 +11,14 @@ from support import BACKBONE, CLASSIFIER, needs_shared, tiny_model
 from tampering import flips
 
 from wsssfast.errors import WsssError
-from wsssfast.models.checkpoint import load_model, save_model, weights_hash
+from wsssfast.models.checkpoint import (
+    load_affinity,
+    load_model,
+    load_segmenter,
+    read_state_dict,
+    save_model,
+    weights_hash,
+)
 
 
 def test_round_trip_keeps_weights_and_configuration(tmp_path):
@@ -106,7 +113,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
 
 
 def test_absent_and_damaged_files(tmp_path):
-    with pytest.raises(WsssError, match="found none"):
+    with pytest.raises(WsssError, match=r"no.pth, found none. Check the path."):
         load_model(tmp_path / "no.pth")
     save_model(tiny_model(), tmp_path / "m.safetensors")
     whole = (tmp_path / "m.safetensors").read_bytes()
@@ -116,15 +123,35 @@ def test_absent_and_damaged_files(tmp_path):
             load_model(tmp_path / "cut.safetensors")
 
 
+@pytest.mark.parametrize("load", [load_model, load_segmenter, load_affinity, read_state_dict])
+def test_a_folder_is_told_with_the_file_in_it(tmp_path, load):
+    with pytest.raises(WsssError, match=r"found a folder. Give a file in it."):
+        load(tmp_path)
+    save_model(tiny_model(), tmp_path / "last.safetensors")
+    with pytest.raises(WsssError) as caught:
+        load(tmp_path)
+    assert caught.value.message.endswith(f" at {tmp_path}, found a folder.")
+    assert caught.value.remedy == f"Give {tmp_path / 'last.safetensors'}."
+
+
+def written(path):
+    torch.save({"weight": torch.zeros(2)}, path)
+    return path
+
+
 def test_other_kinds_are_named(tmp_path):
     state = {"weight": torch.zeros(2)}
     save_file(state, tmp_path / "plain.safetensors")
-    with pytest.raises(WsssError, match="weights without description"):
+    with pytest.raises(WsssError, match=r"weights without description. Weights alone are for"):
         load_model(tmp_path / "plain.safetensors")
+    with pytest.raises(WsssError, match=r"found a file that is no safetensors. .*fast train-seg`"):
+        load_segmenter(written(tmp_path / "foreign.pth"))
     meta = {"wsssfast": json.dumps({"kind": "segmenter", "version": 1})}
     save_file(state, tmp_path / "seg.safetensors", meta)
-    with pytest.raises(WsssError, match="checkpoint of kind 'segmenter'"):
+    with pytest.raises(WsssError, match=r"kind 'segmenter'. Make one with `wsssfast train`"):
         load_model(tmp_path / "seg.safetensors")
+    with pytest.raises(WsssError, match=r"kind 'segmenter'. .* `wsssfast train-affinity`"):
+        load_affinity(tmp_path / "seg.safetensors")
     meta = {"wsssfast": json.dumps({"kind": "classifier", "version": 99})}
     save_file(state, tmp_path / "later.safetensors", meta)
     with pytest.raises(WsssError, match=r"format 1 in .*, found 99"):

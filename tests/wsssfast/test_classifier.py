@@ -1,12 +1,14 @@
 """The network: logits, losses, position embedding, capture, initialisation, refusals."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from support import BACKBONE, needs_shared, tiny_config, tiny_model
 
 from wsssfast.errors import WsssError
@@ -116,6 +118,60 @@ def test_initialisation_refuses_another_architecture():
         init_from_backbone(ClassTokenViT(tiny_config()), vit.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("arch", "given", "words"),
+    [
+        ("deit_small_patch16_224", "deit_tiny_patch16_224",
+         "looks like deit_tiny_patch16_224 (width 192): give --arch deit_tiny_patch16_224."),
+        ("vit_base_patch16_224", "deit_small_patch16_224", "give --arch vit_small_patch16_224."),
+        ("deit_tiny_patch16_224", "vit_medium_patch16_clip_224", "that belongs to this"),
+        ("deit_small_patch16_224", "vit_small_patch32_224", "that belongs to this"),
+        ("vit_medium_patch16_clip_224", "deit_tiny_patch16_224", "that belongs to this"),
+    ],
+)  # fmt: skip
+def test_weights_of_another_size_are_named(arch, given, words):
+    with torch.device("meta"):
+        weights = timm.create_model(given, num_classes=0).state_dict()
+        model = ClassTokenViT(ClassifierConfig(("a",), arch))
+        with pytest.raises(WsssError) as caught:
+            init_from_backbone(model, weights)
+    assert words in caught.value.remedy and "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path):
+    """A hub that cannot be reached, and its cache's folder."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    yield tmp_path
+    assert not constants.HF_HUB_OFFLINE
+
+
+def test_without_a_network_there_is_one_line_and_no_waiting(no_hub, capfd):
+    from wsssfast.models.backbone import backbone_weights
+
+    begin = time.monotonic()
+    with pytest.raises(WsssError, match=r"weights of test_vit: no network. Give a local file"):
+        backbone_weights("test_vit", "timm")
+    assert time.monotonic() - begin < 20
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_network_cached_weights_are_there_still(no_hub):
+    from wsssfast.models.backbone import backbone_weights
+
+    vit = timm.create_model("test_vit")
+    folder = no_hub / f"models--{vit.pretrained_cfg['hf_hub_id'].replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    save_file(vit.state_dict(), folder / "snapshots" / ("0" * 40) / "model.safetensors")
+    found = backbone_weights("test_vit", "timm")
+    assert torch.equal(found["cls_token"], vit.cls_token)
+
+
 @needs_shared
 def test_initialisation_from_the_real_backbone():
     from wsssfast.models.backbone import backbone_weights
@@ -147,7 +203,7 @@ def test_plain_vits_serve(arch):
         ("vit_small_patch16_rope_mixed_224", "differ from layer to layer"),
         ("vit_small_patch16_rope_224", "AttentionRope"),
         ("vit_small_r26_s32_224", "HybridEmbed"),
-        ("resnet18", "'resnet18'"),
+        ("resnet18", "found 'resnet18', a network of another kind"),
         ("deit_tiny_patch16_2240", "Unknown model"),
     ],
 )
@@ -156,6 +212,15 @@ def test_others_are_refused_in_one_line(arch, words):
         build_backbone(arch, {}, 224)
     assert words in caught.value.message
     assert "\n" not in str(caught.value)
+    assert "__init__" not in str(caught.value)
+
+
+def test_close_names_are_told_for_a_misspelt_one():
+    with pytest.raises(WsssError) as caught:
+        build_backbone("vit_smal_patch16_224", {}, 224)
+    assert caught.value.remedy.startswith("Close to it are vit_small_patch16_224, ")
+    with pytest.raises(WsssError, match=r"not build at 0 pixels with these options. Such as deit_"):
+        build_backbone("deit_tiny_patch16_224", {}, 0)
 
 
 @pytest.mark.parametrize(

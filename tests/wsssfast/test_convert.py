@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from documented import IRN, NPY, run_script
+from documented import DOCS, IRN, NPY, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import bytes_of, folder_dataset, tiny_model
@@ -170,6 +170,23 @@ def test_bad_dumps_are_listed(shards, tmp_path):
     failed = from_npy(tmp_path / "npy", tmp_path / "back", shards.class_names, ignore)
     assert sorted(failed) == ["im0", "im1", "im2", "im9"]
     assert open_shards(tmp_path / "back").ids == ("im3",)
+
+
+def test_dumps_of_irn_are_refused_and_the_page_shows_what_to_do(shards, tmp_path):
+    to_irn(shards, tmp_path / "irn", None, ignore)
+    with pytest.raises(WsssError, match=r"found one of IRN in .*im0.npy"):
+        from_npy(tmp_path / "irn", tmp_path / "back", CLASSES, ignore)
+    assert not (tmp_path / "back").exists()
+    page = DOCS.read_text().partition("IRN's dumps are refused")[2]
+    (tmp_path / "npy").mkdir()
+    run_script(page.split("```")[1].strip(), tmp_path / "irn", tmp_path / "npy")
+    to_npy(shards, tmp_path / "wanted", None, ignore)
+    for image_id in shards:
+        found, wanted = (
+            as_psa_reads_it(tmp_path / d / f"{image_id}.npy") for d in ("npy", "wanted")
+        )
+        assert list(found) == list(wanted)
+        assert all(np.array_equal(found[c], wanted[c]) for c in wanted)
 
 
 def test_a_folder_without_dumps_is_refused(tmp_path):

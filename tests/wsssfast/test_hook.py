@@ -39,19 +39,27 @@ def attention_of(vit, images):
 
 
 @pytest.mark.parametrize(
-    "arch", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"]
+    ("arch", "rows"),
+    [
+        ("vit_tiny_patch16_224", 1),
+        ("vit_small_patch14_reg4_dinov2", 1),
+        ("vit_small_patch16_dinov3", 1),
+        ("vit_betwixt_patch16_reg4_gap_256", 0),
+        ("vit_base_patch16_gap_224", 0),
+    ],
 )
 @torch.no_grad()
-def test_it_sees_the_networks_attention(arch):
+def test_it_sees_the_networks_attention(arch, rows):
     vit = network(arch)
     wanted, maps = vit.forward_features(IMAGES), attention_of(vit, IMAGES)
     prefix = vit.num_prefix_tokens
-    with AttentionHook(vit, c2p_layers=1, p2p_layers=2) as hook:
+    with AttentionHook(vit, c2p_layers=rows, p2p_layers=2) as hook:
         for _ in range(2):  # each pass begins anew
             found = vit.forward_features(IMAGES)
             c2p, p2p = hook.attention()
     assert torch.allclose(found, wanted, atol=1e-9)
-    assert torch.allclose(c2p, maps[-1, :, :prefix, prefix:], atol=1e-9)
+    assert c2p.shape == (2, rows, 16)
+    assert torch.allclose(c2p, maps[-1, :, :rows, prefix:], atol=1e-9)
     assert torch.allclose(p2p, maps[-2:, :, prefix:, prefix:].mean(0), atol=1e-9)
     assert "forward" not in vars(vit.blocks[0].attn)
     assert torch.equal(vit.forward_features(IMAGES), wanted)
@@ -60,6 +68,8 @@ def test_it_sees_the_networks_attention(arch):
 def test_mistakes_are_told():
     with pytest.raises(WsssError, match="ResNet"):
         AttentionHook(timm.create_model("resnet10t"))
+    with pytest.raises(WsssError, match=r"class token, found one without. Give c2p_layers=0"):
+        AttentionHook(network("vit_base_patch16_gap_224"))
     vit = network("vit_tiny_patch16_224")
     with pytest.raises(WsssError, match="found none"), AttentionHook(vit) as hook:
         hook.attention()

@@ -53,6 +53,18 @@ def test_masks_follow_the_thresholds():
         wsssfast.cams(model, [random_image(20, 20)] * 2, [["cat"]])
 
 
+@pytest.mark.parametrize("labels", [["dog"], "dog", [3], [["dog"], "cat"]])
+def test_one_where_a_list_is_expected_is_told(labels):
+    image = random_image(20, 20)
+    for one in (image, np.asarray(image), "cat.jpg"):
+        with pytest.raises(WsssError, match=rf"images, found {type(one).__name__}. Put it in \["):
+            wsssfast.cams(tiny_model(), one, [["dog"]])
+    with pytest.raises(WsssError, match="Expected a list of classes for each image, found"):
+        wsssfast.cams(tiny_model(), [image], labels)
+    with pytest.raises(WsssError, match=r"found the text 'dog'. Put it in \["):
+        wsssfast.mask_of(tiny_model(), np.zeros((1, 2, 2), np.float32), "dog")
+
+
 class Axes:
     """What is used of matplotlib's."""
 

@@ -147,6 +147,9 @@ def test_scores_are_read_from_one_stage_or_several(tmp_path):
         path.write_text(text)
         with pytest.raises(WsssError, match="Expected scores in"):
             read_scores(path)
+    path.write_text("{}")
+    with pytest.raises(WsssError, match=r"s.json: it has no 'stage'."):
+        read_scores(path)
     with pytest.raises(WsssError, match="Expected scores in"):
         read_scores(tmp_path / "nowhere.json")
 

@@ -53,6 +53,11 @@ class Ablation:
         return cls(scores, dict(told["unreadable"]), int(told["images"]), identity)
 
 
+def what_fails(error: Exception) -> str:
+    """What reading a file of JSON ended with: a missing key is told in words."""
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
+
+
 def read_ablation(folder: Path) -> Ablation:
     """Add up the score shards of a folder.
 
@@ -80,7 +85,8 @@ def read_ablation(folder: Path) -> Ablation:
         found.to_json()
     except (TypeError, ValueError, LookupError) as error:
         raise WsssError(
-            f"Expected settings and thresholds of an ablation in {folder}, found others: {error}."
+            f"Expected settings and thresholds of an ablation in {folder}, found others: "
+            f"{what_fails(error)}."
         ) from error
     return found
 
@@ -103,7 +109,8 @@ def read_ablation_files(paths: Sequence[Path]) -> list[Ablation]:
             data.append((told["dataset"], told["split"], runs[-1].images))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise WsssError(
-                f"Expected the scores of an ablation in {path}, found something else: {error}.",
+                f"Expected the scores of an ablation in {path}, found something else: "
+                f"{what_fails(error)}.",
                 "Make them with --json of `wsssfast ablate`.",
             ) from error
     for path, run, seen in zip(paths, runs, data, strict=True):

@@ -76,7 +76,7 @@ def read_csv(path: Path) -> dict[str, list[str]]:
                         f"Found {what} in {path}, line {reader.line_num}: {name[:80]!r}.",
                         "Leave one row for each image, with all its labels separated by ;.",
                     )
-                if row.get(None):  # type: ignore[call-overload]
+                if row.get(None):
                     raise WsssError(
                         f"Expected {len(header)} columns in {path}, found more in line "
                         f"{reader.line_num}.",

@@ -19,7 +19,7 @@ from wsssfast.models.affinity import AffinityConfig, AffinityNet
 from wsssfast.models.backbone import backbone_weights
 from wsssfast.models.mxnet_params import is_mxnet, read_mxnet
 from wsssfast.models.resnet38 import ResNet38
-from wsssfast.models.sealed import require_finite
+from wsssfast.models.sealed import require_file, require_finite
 
 PROJECTIONS = ("f8_3", "f8_4", "f8_5", "f9")
 _LEFT_OUT = re.compile(r"fc\d*\.|linear1000|.*num_batches_tracked$")
@@ -39,8 +39,7 @@ def published_state(path: Path) -> dict[str, Tensor]:
     """
     from wsssfast.models.checkpoint import read_state_dict
 
-    if not path.is_file():
-        raise WsssError(f"Expected weights of ResNet38 at {path}, found none.")
+    require_file(path, "weights of ResNet38")
     if is_mxnet(path):
         return {_renamed(k, path): v for k, v in read_mxnet(path).items() if not _LEFT_OUT.match(k)}
     return {k: v for k, v in read_state_dict(path).items() if not _LEFT_OUT.match(k)}

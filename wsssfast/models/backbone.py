@@ -1,13 +1,19 @@
 """Plain ViTs of timm: which ones serve as backbone, and their ImageNet weights."""
 
+import difflib
+import logging
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants as hub
+from huggingface_hub.utils import get_session
 from timm.layers import Attention, PatchEmbed
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -17,6 +23,8 @@ from wsssfast.errors import WsssError
 from wsssfast.models.sealed import require_finite
 
 Channels = tuple[float, float, float]
+_SUCH = "Such as deit_tiny_patch16_224 or deit_small_patch16_224."
+_PATIENCE = 10.0  # seconds for the hub to answer
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # option -> type, least, most: what changes the structure of a plain ViT, and nothing else
@@ -55,16 +63,13 @@ def build_backbone(arch: str, options: dict[str, Any], image_size: int) -> Visio
             arch, pretrained=False, num_classes=0, img_size=image_size, **sizes, **options
         )
     except Exception as error:  # options that do not fit one another fail anywhere in timm
-        raise WsssError(
-            f"Expected a plain ViT of timm, found {arch!r}: {error}.",
-            "Such as deit_tiny_patch16_224 or deit_small_patch16_224.",
-        ) from error
+        told = "a network of another kind"
+        if not isinstance(error, TypeError):
+            told = f"which timm does not build at {image_size} pixels with these options"
+        raise WsssError(f"Expected a plain ViT of timm, found {arch!r}, {told}.", _SUCH) from error
     reason = why_not_plain(vit)
     if reason:
-        raise WsssError(
-            f"Expected a plain ViT of timm, found {arch!r}, which has {reason}.",
-            "Such as deit_tiny_patch16_224 or deit_small_patch16_224.",
-        )
+        raise WsssError(f"Expected a plain ViT of timm, found {arch!r}, which has {reason}.", _SUCH)
     assert isinstance(vit, VisionTransformer | Eva)
     return vit
 
@@ -81,7 +86,7 @@ def _require_options(arch: str, options: dict[str, Any]) -> None:
     if not timm.is_model(arch) or not re.fullmatch(r"[a-z0-9_]+", arch):
         raise WsssError(
             f"Expected the name of a timm model, found {arch[:80]!r}: Unknown model.",
-            "Such as deit_tiny_patch16_224 or deit_small_patch16_224.",
+            _closest(arch[:80]),
         )
     for name, value in options.items():
         allowed = _OPTIONS.get(name)
@@ -95,6 +100,13 @@ def _require_options(arch: str, options: dict[str, Any]) -> None:
                 f"Expected backbone options out of {', '.join(_OPTIONS)} within their ranges, "
                 f"found {name[:40]!r} of {str(value)[:40]}."
             )
+
+
+def _closest(arch: str) -> str:
+    """What to do about a name that timm does not have."""
+    known = timm.list_models(module=["deit", "eva", "vision_transformer"])
+    close = difflib.get_close_matches(arch, known)
+    return f"Close to it are {', '.join(close)}." if close else _SUCH
 
 
 def why_not_plain(vit: Any) -> str:
@@ -151,15 +163,48 @@ def backbone_weights(arch: str, source: str) -> dict[str, Tensor]:
         found = read_state_dict(Path(source))
         require_finite(found, source)
         return found
+    online = _hub_answers()
     try:
-        vit = timm.create_model(arch, pretrained=True, num_classes=0)
+        with _hub_quiet(online):
+            vit = timm.create_model(arch, pretrained=True, num_classes=0)
     except Exception as error:  # whatever the hub's client raises on the way
+        reason = type(error).__name__
+        if not online and isinstance(error, OSError):  # they are not in the cache
+            reason = "HF_HUB_OFFLINE is set" if hub.HF_HUB_OFFLINE else "no network"
         raise WsssError(
-            f"Expected timm to provide ImageNet weights of {arch}: {type(error).__name__}.",
+            f"Expected timm to provide ImageNet weights of {arch}: {reason}.",
             "Give a local file by --pretrained FILE.",
         ) from error
     state: dict[str, Tensor] = vit.state_dict()
     return state
+
+
+def _hub_answers() -> bool:
+    """Whether the hub that timm downloads from can be reached, asked once by its own client.
+
+    Left alone, timm asks again for two minutes before it gives up.
+    """
+    try:
+        get_session().head(hub.ENDPOINT, timeout=_PATIENCE)
+    except Exception:  # its clients, from version to version, differ in what they raise
+        return False
+    return True
+
+
+@contextmanager
+def _hub_quiet(online: bool) -> Iterator[None]:
+    """The hub's client without its warnings; where it is not online, with its cache alone."""
+    logs = [logging.getLogger(name) for name in ("timm", "huggingface_hub")]
+    before = hub.HF_HUB_OFFLINE, [log.level for log in logs]
+    try:
+        hub.HF_HUB_OFFLINE = not online
+        for log in logs:
+            log.setLevel(logging.ERROR)
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before[0]
+        for log, level in zip(logs, before[1], strict=True):
+            log.setLevel(level)
 
 
 def resize_positions(patch_part: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -22,11 +22,14 @@ from wsssfast.models.affinity import AffinityConfig, AffinityNet
 from wsssfast.models.affinity_weights import load_published
 from wsssfast.models.classifier import ClassTokenViT
 from wsssfast.models.classifier_config import ClassifierConfig
-from wsssfast.models.sealed import read_sealed, require_finite, write_sealed
+from wsssfast.models.sealed import read_sealed, require_file, require_finite, write_sealed
 from wsssfast.models.segmenter import Segmenter, SegmenterConfig
 
 _Loaded = TypeVar("_Loaded", Segmenter, AffinityNet)
 FORMAT_VERSION = 1
+_MAKERS = {
+    ClassTokenViT.kind: "train", Segmenter.kind: "train-seg", AffinityNet.kind: "train-affinity",
+}  # fmt: skip
 _HEAD_WIDTH = 64  # of every DeiT, hence of every MCTformer
 
 
@@ -146,8 +149,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         WsssError: unreadable, or anything but tensors by name.
     """
-    if not path.is_file():
-        raise WsssError(f"Expected weights at {path}, found none.")
+    require_file(path, "weights")
     try:
         if _is_safetensors(path):
             return read_sealed(path)[1]
@@ -175,16 +177,24 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise WsssError(f"Expected a checkpoint at {path}, found none.", "Check --checkpoint.")
+    require_file(path, "a checkpoint", "Check the path.")
     return path
+
+
+def _made(kind: str) -> str:
+    """What to do for a checkpoint of a kind."""
+    return f"Make one with `wsssfast {_MAKERS[kind]}`."
 
 
 def _own(path: str | Path, kind: str) -> Path:
     """The path of a file in our own format."""
     found = _existing(Path(path))
     if not _is_safetensors(found):
-        raise WsssError(f"Expected wsssfast's own {kind} checkpoint at {found}.")
+        raise WsssError(
+            f"Expected wsssfast's own {kind} checkpoint at {found}, found a file that is no "
+            "safetensors.",
+            _made(kind),
+        )
     return found
 
 
@@ -213,7 +223,7 @@ def _read_own(
             found = f"a checkpoint of kind {kind!r}" if kind else "weights without description"
             raise WsssError(
                 f"Expected a {wanted} checkpoint at {path}, found {found}.",
-                f"Backbone weights are for training (--pretrained); give a trained {wanted} here.",
+                _made(wanted) if kind else f"Weights alone are for --pretrained. {_made(wanted)}",
             )
         if version != FORMAT_VERSION:
             raise WsssError(

@@ -1,9 +1,11 @@
 """The classifier: a plain ViT with one class token per class (method §1)."""
 
 import math
+import re
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -308,9 +310,24 @@ def init_from_backbone(model: ClassTokenViT, weights: dict[str, Tensor]) -> None
         raise WsssError(
             f"Expected ImageNet weights of {model.config.arch} under timm's names; they differ at "
             f"{error}.",
-            "Give the file that belongs to this architecture.",
+            _which_file(model, weights),
         ) from error
     model.load_state_dict(state, strict=False)
+
+
+_SIZES = {192: "tiny", 384: "small", 768: "base"}  # width -> its name in timm's names
+
+
+def _which_file(model: ClassTokenViT, weights: dict[str, Tensor]) -> str:
+    """What to do about weights that do not fit; names the architecture that is of their width."""
+    projection = weights.get("patch_embed.proj.weight")
+    width = 0 if projection is None or not projection.ndim else len(projection)
+    size = _SIZES.get(width, "")
+    arch = re.sub("tiny|small|base", size, model.config.arch, count=1)
+    other = arch != model.config.arch and width != model.embed_dim
+    if size and other and timm.is_model(arch):
+        return f"The file looks like {arch} (width {width}): give --arch {arch}."
+    return "Give the file that belongs to this architecture."
 
 
 def _positions(model: ClassTokenViT, found: Tensor) -> Tensor:

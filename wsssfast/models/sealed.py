@@ -21,6 +21,25 @@ _KEY = "wsssfast"
 _SEAL = "sha256"
 
 
+def require_file(path: Path, what: str, remedy: str = "") -> None:
+    """Refuse a path at which there is no file; a folder of a training run has one to name.
+
+    Args:
+        path: of a file of weights.
+        what: it should be, for the error.
+        remedy: where there is nothing.
+
+    Raises:
+        WsssError: no file there.
+    """
+    if path.is_dir():
+        last = path / "last.safetensors"
+        given = str(last) if last.is_file() else "a file in it"
+        raise WsssError(f"Expected {what} at {path}, found a folder.", f"Give {given}.")
+    if not path.is_file():
+        raise WsssError(f"Expected {what} at {path}, found none.", remedy)
+
+
 def write_sealed(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Write both into one file; an earlier one stays until this one is complete.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsssfast.ablation.scores import what_fails
 from wsssfast.errors import WsssError
 from wsssfast.kernels import STAGES
 from wsssfast.parse import json_of
@@ -72,7 +73,8 @@ def parse_scores(found: Mapping[str, Any], class_names: Sequence[str]) -> dict[s
             told = {*scores[stage].per_class, *found[stage]["absent_classes"]}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise WsssError(
-                f"Expected the scores of `wsssfast evaluate cams --json` for {stage}: {error}."
+                f"Expected the scores of `wsssfast evaluate cams --json` for {stage}: "
+                f"{what_fails(error)}."
             ) from error
         if told != {"background", *class_names}:
             raise WsssError(
@@ -95,7 +97,7 @@ def read_scores(path: Path) -> dict[str, Any]:
             raise TypeError("its stages are no object")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise WsssError(
-            f"Expected scores in {path}: {error}.",
+            f"Expected scores in {path}: {what_fails(error)}.",
             "Make them with `wsssfast evaluate cams --json`.",
         ) from error
     return stages

@@ -124,6 +124,29 @@ train(Path({str(tmp_path / "cut")!r}), run=RunOptions(0, False, 1e-9, 1), report
     assert weights_hash(same[0]) == weights_hash(same[1])
 
 
+class Heard:
+    """A report that hears of the beginning."""
+
+    def __init__(self, step=0):
+        self.told, self.interrupt = [], interrupt_at(step)
+
+    def begin(self, images, options, step, steps):
+        self.told.append((images, options.batch_size, step, steps))
+
+    def __call__(self, told):
+        assert self.told
+        self.interrupt(told)
+
+
+def test_the_beginning_is_told_with_the_steps_done_before(tmp_path):
+    cut, rest, nothing = Heard(2), Heard(), Heard()
+    with pytest.raises(WsssError, match="Run the same command again"):
+        train(tmp_path, report=cut)
+    train(tmp_path, report=rest)
+    train(tmp_path, report=nothing)
+    assert (cut.told, rest.told, nothing.told) == ([(30, 8, 0, 6)], [(30, 8, 3, 6)], [])
+
+
 def test_a_finished_run_stays_as_it_is(tmp_path):
     train(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
