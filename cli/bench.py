@@ -151,7 +151,7 @@ def bench(
     from wsssfast.bench.run import specs_of
 
     with progress("bench", len(specs_of(options))) as advance:
-        found = measure(options, advance)
+        found = measure(options, advance, advance.begin)
     write_json(found.summary, json_path)
     if json_path != "-":
         title = f"{found.summary['device']}, {found.summary['threads']} threads"
@@ -173,7 +173,7 @@ def _tune(options: BenchOptions, json_path: str | None) -> None:
 
     require_kernels(options.device)
     with progress("tune", len(launches_of(options))) as advance:
-        found = search(options, advance)
+        found = search(options, advance, advance.begin)
     summary = {**machine(options.device), "tuned": [one.to_json() for one in found]}
     write_json(summary, json_path)
     if json_path != "-":

@@ -4,8 +4,10 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,10 +20,13 @@ from wsssfast.parse import toml_of
 from wsssfast.torchrun import torchrun_worker
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from wsssfast.shards.resume import ExportSummary
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
+TOLD_EVERY = 30.0  # seconds between lines where stderr is no terminal
 
 
 _LISTS = (  # options of text with commas, which a TOML file may give as a list
@@ -64,9 +69,10 @@ def _read_values(ctx: click.Context, path: Path) -> dict[str, Any]:
     }
     unknown = sorted(set(found) - set(known))
     if unknown:
+        near = get_close_matches(unknown[0], known, 1) or sorted(known)
         raise WsssError(
             f"Unknown key {unknown[0]!r} in {path}.",
-            f"Expected the names of options: {', '.join(sorted(known))}.",
+            f"Expected the names of options: {listing(near, 60)}.",
         )
     return {
         str(known[key].name): _config_value(path, key, value, known[key])
@@ -227,9 +233,43 @@ def write_json(value: Any, path: str | None) -> None:
         raise WsssError(f"Expected to write {path}: {error.strerror}.") from error
 
 
+class Advance:
+    """Shows how far a command is; called with how much more of it is done.
+
+    Args:
+        title: of the command.
+        total: what there is to do.
+        bar: that shows it; one that is disabled gives way to lines.
+    """
+
+    def __init__(self, title: str, total: int, bar: "Progress") -> None:
+        self._title, self._total, self._bar, self._done = title, total, bar, 0
+        self._task = bar.add_task(title, total=total)
+        self._last = time.monotonic()
+
+    def __call__(self, amount: int) -> None:
+        """So much more is done."""
+        self._done += amount
+        self._bar.advance(self._task, amount)
+        if time.monotonic() - self._last >= TOLD_EVERY:
+            self._last = time.monotonic()
+            self._line(f"{self._done:,} of {self._total:,}")
+
+    def begin(self, part: str) -> None:
+        """A part that takes long, and counts as one, begins."""
+        self._last = float("inf")  # from now on a line a part says enough
+        self._bar.update(self._task, description=f"{self._title}: {part}")
+        self._line(f"{part} ({self._done + 1} of {self._total}) …")
+
+    def _line(self, text: str) -> None:
+        if self._bar.disable:
+            with suppress(OSError, ValueError):  # nobody reads it any more
+                click.echo(f"{self._title}: {text}", err=True)
+
+
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; yields the function that advances it."""
+def progress(title: str, total: int) -> Iterator[Advance]:
+    """A bar on stderr, a line now and then where it is no terminal; yields what advances it."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -240,11 +280,11 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     )
 
     console = Console(file=sys.stderr)
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    quiet = not sys.stderr.isatty()
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    quiet = sys.stderr is None or not sys.stderr.isatty()
     with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda amount: bar.advance(task, amount)
+        yield Advance(title, total, bar)
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:
@@ -260,13 +300,28 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> None:
     Console(width=None if sys.stdout.isatty() else 160, markup=False).print(grid)
 
 
+def counted(number: int, what: str) -> str:
+    """`1 shard`, `1,200 shards`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def shards_told(summary: "ExportSummary") -> str:
-    """What was done: `3 shards written, 2 were done; 1.20 MB, 240 bytes an image.`."""
-    others = f", {summary.others_shards} are other workers'" if summary.others_shards else ""
+    """What was done, and whether all is there.
+
+    `3 shards written, 2 were done, all 5 are there; 1.20 MB, 240 bytes an image.`
+    """
+    done, others = summary.skipped_shards, summary.others_shards
+    total = summary.written_shards + done
+    whole = "the only one is there" if total == 1 else f"all {total:,} are there"
+    if others:
+        whole = (
+            f"{others:,} {'was' if others == 1 else 'were'} in the hands of other workers: all are "
+            "there once these have ended"
+        )
     return (
-        f"{summary.written_shards} shards written, {summary.skipped_shards} were done{others}; "
-        f"{summary.bytes / 1e6:.2f} MB, {summary.bytes / max(1, summary.images):.0f} bytes an "
-        "image."
+        f"{counted(summary.written_shards, 'shard')} written, {done:,} "
+        f"{'was' if done == 1 else 'were'} done, {whole}; {summary.bytes / 1e6:.2f} MB, "
+        f"{summary.bytes / max(1, summary.images):.0f} bytes an image."
     )
 
 
@@ -298,5 +353,5 @@ def finish(
     if len(failed) > len(shown):
         where = "all are in the JSON" if options["json_path"] else "--json FILE lists all"
         click.echo(f"… and {len(failed) - len(shown)} more ({where})", err=True)
-    click.echo(f"{len(failed)} inputs could not be read; the rest is done.", err=True)
+    click.echo(f"{counted(len(failed), 'input')} could not be read; the rest is done.", err=True)
     sys.exit(SOME_UNREADABLE)

@@ -63,7 +63,7 @@ def price(
     place = pick_device(device)
     options = PriceOptions(stages=chosen, arch=arch, size=sizes[0], device=place, **others)
     with progress("price", len(chosen)) as advance:
-        found = measure(options, advance)
+        found = measure(options, advance, advance.begin)
     about = machine(place)
     write_json({**about, **to_json(options, found)}, json_path)
     if json_path != "-":

@@ -61,7 +61,9 @@ def _recipe(name: str, changes: Path | None) -> dict[str, Any]:
 )  # fmt: skip
 @click.option("--gpus", type=click.IntRange(1), default=1, show_default=True,
               help="GPUs that share each step.")  # fmt: skip
-@click.option("--price-only", is_flag=True, help="Say what it would take, and end.")
+@click.option("--price-only", is_flag=True,
+              help="Say what it would take and the command line of each step, and end.",
+)  # fmt: skip
 @click.option("--seconds", default=10.0, show_default=True, help="To price each step for.")
 @device_option
 def reproduce(
@@ -107,7 +109,9 @@ def reproduce(
     _require_options(steps)
     _price(plan, dataset, len(test), seconds, device, again=price_only)
     _tell_price(out, dataset, len(test), gpus)
-    if not price_only:
+    if price_only:
+        click.echo("\n".join(step.told(gpus) for step in steps))
+    else:
         sys.exit(run_steps(steps, out, gpus, click.echo))
 
 
@@ -146,7 +150,7 @@ def _price(
     if not again and _options_of(path) == json.loads(json.dumps(asdict(options))):
         return
     with progress("price", len(stages)) as advance:
-        found = price(options, advance)
+        found = price(options, advance, advance.begin)
     failed = [one for one in found if one.error]
     if failed:
         raise WsssError(

@@ -12,6 +12,7 @@ import click
 from wsssfast.cli.fields import field_options
 from wsssfast.cli.options import (
     config_option,
+    counted,
     device_option,
     json_option,
     recipe_option,
@@ -22,10 +23,14 @@ from wsssfast.cli.options import (
 from wsssfast.training.options import RunOptions, Schedule
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
     from wsssfast.data.dataset import Dataset
     from wsssfast.training.fit import Report
     from wsssfast.training.state import Progress
 
+_FEW = 100  # steps that no network learns in
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,7 +56,7 @@ def settings_of(dataset: "Dataset") -> dict[str, Any]:
 
 
 @contextmanager
-def progress(title: str, shown: bool) -> Iterator[Callable[["Report"], None]]:
+def progress(title: str, shown: bool) -> Iterator["_Shown"]:
     """A bar where stderr is a terminal, a line a minute where not, and a line for each epoch."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -60,33 +65,67 @@ def progress(title: str, shown: bool) -> Iterator[Callable[["Report"], None]]:
     columns = (
         TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}")
     )  # fmt: skip
-    last = time.monotonic()
     with Progress(
         *columns, console=console, transient=True, disable=not (shown and sys.stderr.isatty())
     ) as bar:
-        task = bar.add_task(title, total=None, text="")
+        yield _Shown(title, console, bar)
 
-        def report(told: "Report") -> None:
-            nonlocal last
-            text = (
-                f"loss {told.loss:.4f}, {told.images_per_second:.1f} images/s, "
-                f"{100 * told.waiting:.0f} % waiting for images, {_span(told.seconds_left)} left"
-            )
-            bar.update(task, completed=told.step, total=told.steps, text=text)
-            if told.scores is not None:
-                means = {k: v for k, v in told.scores.items() if isinstance(v, float)}
-                scores = "".join(f", {key} {100 * value:.2f} %" for key, value in means.items())
-                console.print(f"epoch {told.epoch}: {text}{scores}", soft_wrap=True)
-            elif bar.disable and time.monotonic() - last > 60:
-                console.print(f"step {told.step} of {told.steps}: {text}", soft_wrap=True)
-            else:
-                return
-            last = time.monotonic()
 
-        yield report
+class _Shown:
+    """Called with every report of `fit`, a `Listener`."""
+
+    def __init__(self, title: str, console: "Console", bar: "Bar") -> None:
+        self._title, self._console, self._bar = title, console, bar
+        self._task = bar.add_task(title, total=None, text="")
+        self._last = time.monotonic()
+
+    def begin(self, images: int, options: Schedule, step: int, steps: int) -> None:
+        """What is trained on and for how long; whether that is too short."""
+        held_out, in_all = _held_out(), f"{counted(steps, 'step')} in all"
+        text = ", ".join((
+            counted(images, "image"), *([f"{held_out:,} held out"] if held_out else []),
+            f"batch size {options.batch_size}",
+            f"{counted(steps // options.epochs, 'step')} an epoch",
+            counted(options.epochs, "epoch"), in_all,
+        ))  # fmt: skip
+        if step:
+            text += f"; continuing after step {step:,} of {steps:,}"
+        self._line(f"{self._title}: {text}")
+        if steps < _FEW:
+            remedy = "give more --epochs or a smaller --batch-size."
+            self._line(f"Only {in_all}: too few to learn from; {remedy}")
+
+    def __call__(self, told: "Report") -> None:
+        """How far it is."""
+        text = (
+            f"loss {told.loss:.4f}, {told.images_per_second:.1f} images/s, "
+            f"{100 * told.waiting:.0f} % waiting for images, {_span(told.seconds_left)} left"
+        )
+        self._bar.update(self._task, completed=told.step, total=told.steps, text=text)
+        if told.scores is not None:
+            means = {k: v for k, v in told.scores.items() if isinstance(v, float)}
+            scores = "".join(f", {key} {100 * value:.2f} %" for key, value in means.items())
+            self._line(f"epoch {told.epoch}: {text}{scores}")
+        elif self._bar.disable and time.monotonic() - self._last > 60:
+            self._line(f"step {told.step} of {told.steps}: {text}")
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True)
+        self._last = time.monotonic()
+
+
+def _held_out() -> int:
+    """How many images the folder of the command's run lists as held out."""
+    from wsssfast.training.folder import LISTS
+
+    path = Path(click.get_current_context().params["out"]) / LISTS[1]
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
 
 
 def _span(seconds: float) -> str:
+    """`45 s`, `12 min`, `3:05 h`."""
+    if round(seconds) < 120:
+        return f"{round(seconds)} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60}:{minutes % 60:02d} h" if minutes >= 60 else f"{minutes} min"
 

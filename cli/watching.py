@@ -12,10 +12,8 @@ from typing import Any
 
 import click
 
-from wsssfast.cli.options import writable_file
+from wsssfast.cli.options import TOLD_EVERY, writable_file
 from wsssfast.pace import Watch
-
-_EVERY = 30.0  # seconds between lines where there is no terminal
 
 log_option = click.option(
     "--log", metavar="FILE", callback=writable_file,
@@ -49,16 +47,21 @@ def watching(title: str, log: str | None) -> Iterator[Watch]:
 
 
 def describe(facts: dict[str, Any]) -> str:
-    """`4.9 images/s, 3 h 12 min left, waiting: decode 1 %, device 98 %, write 0 %`."""
-    parts = [f"{facts['images_per_second']:.3g} images/s"]
+    """`4.9 images/s, 3 h 12 min left, waiting: decode 1 %, device 98 %, write 0 %`.
+
+    No speed as long as what is left is unknown, and no waiting where it was not measured.
+    """
+    parts = []
     if facts["seconds_left"] is not None:
+        parts.append(f"{facts['images_per_second']:.3g} images/s")
         minutes, seconds = divmod(round(facts["seconds_left"]), 60)
         hours, minutes = divmod(minutes, 60)
         parts.append(
             f"{hours} h {minutes} min left" if hours else f"{minutes} min {seconds} s left"
         )
     waits = ", ".join(f"{what} {100 * share:.0f} %" for what, share in facts["waiting"].items())
-    parts.append(f"waiting: {waits}")
+    if any(facts["waiting"].values()):
+        parts.append(f"waiting: {waits}")
     if facts["failed"]:
         parts.append(f"{facts['failed']} unreadable")
     return ", ".join(parts)
@@ -92,10 +95,11 @@ def _lines(title: str) -> Watch:
 
     def watch(event: str, facts: dict[str, Any]) -> None:
         nonlocal last
-        if event == "images" and time.monotonic() - last >= _EVERY:
+        if event == "images" and time.monotonic() - last >= TOLD_EVERY:
             last = time.monotonic()
             done = f"{facts['images']:,} of {facts['of']:,} images"
-            click.echo(f"{title}: {done}, {describe(facts)}", err=True)
+            told = ", ".join(part for part in (done, describe(facts)) if part)
+            click.echo(f"{title}: {told}", err=True)
 
     return watch
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -47,6 +48,13 @@ class Step:
             return [sys.executable, *module]
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
         return [sys.executable, *launch, *module]
+
+    def told(self, gpus: int = 1) -> str:
+        """What a user would type."""
+        command = ["wsssfast"]
+        if gpus > 1 and self.shared:
+            command = ["torchrun", "--standalone", f"--nproc-per-node={gpus}", "-m", "wsssfast"]
+        return shlex.join([*command, *self.name.split(), *self.words])
 
 
 @dataclass(frozen=True)
@@ -162,7 +170,7 @@ def run_steps(
             tell(f"{place}: done")
             done[key] = before[key]
             continue
-        tell(f"{place}: wsssfast {step.name} {' '.join(step.words)}")
+        tell(f"{place}: {step.told(gpus)}")
         code = _run(step.line(gpus))
         if code == INTERRUPTED:
             return code

@@ -40,6 +40,7 @@ def test_a_table_and_then_one_json_line(wsssfast, quick_peaks, tmp_path):
 def test_json_alone_and_memory(wsssfast, quick_peaks):
     code, out, err = wsssfast("bench", *TINY, "--what", "forward", "--json", "-")
     assert code == 0, err
+    assert err == "bench: forward 32x32, batch 1, fp32 (1 of 1) …\n"
     found = json.loads(out)["rows"]
     assert [row["contender"] for row in found][:2] == ["SDPA, no attention", "wsssfast"]
     assert all(row["peak_mb"] >= 0 for row in found)
@@ -61,7 +62,7 @@ def test_a_contender_that_fails_is_told_at_the_end(wsssfast, quick_peaks, monkey
 
     monkeypatch.setattr(peers, "recompute_forward", broken)
     code, out, err = wsssfast("bench", *TINY, "--what", "forward", "--no-memory")
-    assert (code, err.count("\n")) == (5, 1), err
+    assert (code, err.count("\n")) == (5, 2), err  # after the line that the case begins
     assert "1 did not: SDPA + recompute, top-k" in err and "no such kernel" in err
     rows = json.loads(out.splitlines()[-1])["rows"]
     assert sum(row["runs"] > 0 for row in rows) == len(rows) - 1
@@ -91,13 +92,19 @@ def test_a_config_file_takes_lists(wsssfast, quick_peaks, tmp_path):
         (("--arch", "no_such_vit"), "Unknown model"),
         (("--classes", "2", "--per-image", "3"), "1 to 1000 classes"),
         (("--seconds", "0"), "seconds above 0"),
-        (("--tune",), "Expected a CUDA device with Triton"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_mistakes_are_one_line(wsssfast, words, text):
     code, out, err = wsssfast("bench", *TINY, *words)
     assert (code, text in err, err.count("\n"), out) == (2, True, 1, ""), err
+
+
+def test_tuning_needs_a_gpu(wsssfast):
+    words = [word for word in TINY if word not in ("--seconds", "0.01")]
+    code, out, err = wsssfast("bench", *words, "--tune")
+    assert (code, err.count("\n"), out) == (2, 1, "")
+    assert "Expected a CUDA device with Triton" in err
 
 
 def test_help_imports_no_torch():

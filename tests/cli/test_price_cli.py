@@ -14,6 +14,7 @@ def test_stages_that_are_measured(wsssfast):
     chosen = ["export-labels crf", "export-labels affinity", "predict"]
     code, text, err = wsssfast("price", *TINY, "--stages", ",".join(chosen), "--json", "-")
     assert code == 0, err
+    assert err.splitlines() == [f"price: {s} ({n} of 3) …" for n, s in enumerate(chosen, 1)]
     found = json.loads(text)["stages"]
     assert [one["stage"] for one in found] == chosen
     for one in found:

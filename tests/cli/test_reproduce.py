@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -96,6 +97,10 @@ def test_every_step_takes_its_options(tmp_path, what, resnet38):
     assert steps[0].line(8)[:5] == [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=8",
     ]  # fmt: skip
+    assert (
+        steps[0].told(8).startswith("torchrun --standalone --nproc-per-node=8 -m wsssfast train ")
+    )
+    assert Step("predict", ("--out", "a b")).told() == "wsssfast predict --out 'a b'"
     assert steps[-1].line(8)[:4] == [sys.executable, "-m", "wsssfast", "report"]
 
 
@@ -179,8 +184,9 @@ def test_the_price_is_told_alone(wsssfast, root, tmp_path, monkeypatch):
 
     asked = []
 
-    def price(options, progress):
+    def price(options, progress, begin):
         asked.append(options)
+        begin(options.stages[0])
         return [pipeline.Price(s, images_per_second=2.0, hours=0.5) for s in options.stages]
 
     monkeypatch.setattr(pipeline, "price", price)
@@ -193,6 +199,11 @@ def test_the_price_is_told_alone(wsssfast, root, tmp_path, monkeypatch):
     assert (options.images, options.test_images, options.size) == (8, 2, (48, 64))
     assert (options.arch, options.trunk, options.classes) == ("test_vit", "vit", 20)
     assert not (tmp_path / "out" / "classifier").exists()
+    assert err == "price: train (1 of 6) …\n"
+    lines = [line for line in text.splitlines() if line.startswith("wsssfast ")]
+    assert text.splitlines()[-10:] == lines
+    assert shlex.split(lines[0])[:4] == ["wsssfast", "train", "--dataset", "voc"]
+    assert lines[-1].startswith("wsssfast report --paper --measured=price=")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from support import folder_dataset
 
 from wsssfast.cli.main import main
 from wsssfast.cli.train import train
+from wsssfast.cli.training import _span
 from wsssfast.errors import WsssError
 from wsssfast.models.checkpoint import load_model
 
@@ -35,6 +36,12 @@ def test_train_on_a_folder_leaves_everything(tmp_path):
     assert done.exit_code == 3, done.output  # im5 cannot be read
     result = json.loads((tmp_path / "r.json").read_text())
     assert list(result["unreadable"]) == ["im5"]
+    assert done.stderr.splitlines()[:2] == [
+        "train: 6 images, 3 held out, batch size 4, 1 step an epoch, 2 epochs, 2 steps in all",
+        "Only 2 steps in all: too few to learn from; give more --epochs or a smaller --batch-size.",
+    ]
+    assert done.stderr.endswith("1 input could not be read; the rest is done.\n")
+    assert " min" not in done.output and "0 s left" in done.stderr
     assert [row["epoch"] for row in result["epochs"]] == [1, 2]
     assert set(result["epochs"][0]["scores"]) >= {"mAP", "mAP_patch", "AP"}
     assert (out / "held-out-ids.txt").read_text().split() == ["im0", "im4", "im8"]
@@ -123,3 +130,16 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
     assert "Traceback" not in text
     assert "Run the same command again to continue." in text
     assert (out / "resume.safetensors").exists()
+    assert (
+        "train: 40 images, batch size 4, 10 steps an epoch, 60 epochs, 600 steps in all\n" in text
+    )
+    assert "too few" not in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (45, "45 s"), (119.4, "119 s"), (119.6, "2 min"), (153, "3 min"),
+     (720, "12 min"), (11100, "3:05 h")],
+)  # fmt: skip
+def test_a_span_is_told_in_seconds_below_two_minutes(seconds, text):
+    assert _span(seconds) == text

@@ -114,11 +114,22 @@ class Work:
     passes: int
 
 
-def price(options: PriceOptions, progress: Callable[[int], None]) -> list[Price]:
-    """Measure the stages, one after the other, each in a process of its own."""
+def price(
+    options: PriceOptions,
+    progress: Callable[[int], None],
+    begin: Callable[[str], None] = lambda stage: None,
+) -> list[Price]:
+    """Measure the stages, one after the other, each in a process of its own.
+
+    Args:
+        options: what is priced.
+        progress: called with 1 after each stage.
+        begin: called with the name of each stage before it.
+    """
     _require_networks(options)
     found = []
     for stage in options.stages:
+        begin(stage)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             try:
                 threads = torch.get_num_threads()

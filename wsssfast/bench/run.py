@@ -51,12 +51,17 @@ def specs_of(options: BenchOptions) -> list[Spec]:
     ]  # fmt: skip
 
 
-def bench(options: BenchOptions, progress: Callable[[int], None] = lambda cases: None) -> Found:
+def bench(
+    options: BenchOptions,
+    progress: Callable[[int], None] = lambda cases: None,
+    begin: Callable[[str], None] = lambda case: None,
+) -> Found:
     """Measure every case.
 
     Args:
         options: what to measure; the device must exist.
         progress: called with 1 after each case.
+        begin: called with what each case is before it is measured.
 
     Raises:
         WsssError: an architecture or a size that cannot be.
@@ -71,9 +76,16 @@ def bench(options: BenchOptions, progress: Callable[[int], None] = lambda cases:
         if options.limit and time.monotonic() - start > options.limit:
             rows.append(left_out(spec, f"left out: over the limit of {options.limit:g} s"))
         else:
+            begin(told_of(spec))
             rows += _measure_or_tell(spec, options, peaks)
         progress(1)
     return Found(rows, summary(options, rows, peaks))
+
+
+def told_of(spec: Spec) -> str:
+    """`forward 224x224, batch 1, fp32`."""
+    height, width = spec.size
+    return f"{spec.what} {height}x{width}, batch {spec.batch}, {spec.precision}"
 
 
 def measure(spec: Spec, seconds: float, memory: bool, peaks: Peaks) -> list[Row]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from wsssfast import kernels
 from wsssfast.bench import operations
 from wsssfast.bench.options import PRECISIONS, BenchOptions, Spec
+from wsssfast.bench.run import told_of
 from wsssfast.bench.search import GAIN, Settings, climb, merged
 from wsssfast.bench.shapes import METHOD, Shape, shape_of
 from wsssfast.errors import WsssError
@@ -62,13 +63,16 @@ class Tuned:
 
 
 def tune(
-    options: BenchOptions, progress: Callable[[int], None] = lambda cases: None
+    options: BenchOptions,
+    progress: Callable[[int], None] = lambda cases: None,
+    begin: Callable[[str], None] = lambda case: None,
 ) -> list[Tuned]:
     """Tune every kernel that has settings, for the sizes and precisions asked for.
 
     Args:
         options: sizes, precisions, network; the middle one of the batch sizes is taken.
         progress: called with 1 after each kernel and size.
+        begin: called with what each of them is before it is tuned.
 
     Raises:
         WsssError: no GPU with Triton.
@@ -78,6 +82,7 @@ def tune(
     major, minor = torch.cuda.get_device_capability()
     found = []
     for kernel, spec in launches_of(options):
+        begin(f"{kernel}: {told_of(spec)}")
         found.append(_tune_one(kernel, spec))
         progress(1)
     for kernel in {one.kernel for one in found if one.after_ms < one.before_ms}:

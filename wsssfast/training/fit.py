@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import which
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +86,14 @@ class Report:
     scores: dict[str, Any] | None = None
 
 
+@runtime_checkable
+class Listener(Protocol):
+    """A `report` that is told of the beginning too."""
+
+    def begin(self, images: int, options: Schedule, step: int, steps: int) -> None:
+        """Called before the first step, with the steps done before and those of the whole run."""
+
+
 def fit(
     task: Task,
     options: Schedule,
@@ -107,7 +115,8 @@ def fit(
         out: an existing folder.
         run: how to carry it out.
         workers: this process among those of the run.
-        report: called on the first worker at every write to the logs.
+        report: called on the first worker at every write to the logs; a `Listener` is told of the
+            beginning first.
 
     Raises:
         WsssError: a batch that does not divide among the workers, fewer images than a batch, a loss
@@ -123,6 +132,8 @@ def fit(
     total = options.epochs * per_epoch
     if progress.step >= total:
         return progress
+    if workers.first and isinstance(report, Listener):
+        report.begin(length, options, progress.step, total)
     with telling_mishaps(out, workers.device), interruption() as asked:
         loop = _Loop(task, options, out, run, workers, optimiser, progress, per_epoch, report)
         try:
