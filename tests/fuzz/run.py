@@ -10,6 +10,7 @@ in `--keep` and make the exit code 1.
 """
 
 import argparse
+import faulthandler
 import json
 import os
 import resource
@@ -93,6 +94,7 @@ def child(name: str, first: int, cases: int, keep: Path) -> None:
             target.change(sample, random.Random(f"{name} {number}"))
             found, told = "read", ""
             signal.alarm(PATIENCE)
+            faulthandler.dump_traceback_later(2 * PATIENCE, exit=True)  # where C code has no end
             watch.inside, watch.seen = root, []
             os.environ["XDG_CACHE_HOME"] = str(root / "out")
             try:
@@ -109,6 +111,7 @@ def child(name: str, first: int, cases: int, keep: Path) -> None:
                 found, told = "another error", traceback.format_exc()
             finally:
                 signal.alarm(0)
+                faulthandler.cancel_dump_traceback_later()
                 watch.inside = None
             if watch.seen:
                 found, told = "forbidden", "; ".join(watch.seen)

@@ -97,7 +97,7 @@ def test_writing_twice_gives_the_same_bytes(folder, tmp_path):
 
 def test_the_file_says_what_it_is(folder):
     with h5py.File(folder / f"{FIRST}.h5") as file:
-        assert (file.attrs["format"], file.attrs["version"]) == ("wsssfast.labels", 1)
+        assert (file.attrs["format"], file.attrs["version"]) == (b"wsssfast.labels", 1)
         assert file["data"].chunks is None
 
 
@@ -214,7 +214,7 @@ TAMPERINGS = not_plain_data("data") | {
     "data in compressed pieces": (compressed_data, "not stored in one piece"),
     "a class beyond the last": (set_first("labels", 3), "class 3 of 3"),
     "other ids": (set_first("ids", b"z"), "ids are not those"),
-    "CAMs": (lambda f: f.attrs.__setitem__("format", "wsssfast.cams"), "another kind"),
+    "CAMs": (lambda f: f.attrs.__setitem__("format", np.bytes_("wsssfast.cams")), "another kind"),
 }  # fmt: skip
 
 

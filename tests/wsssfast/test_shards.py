@@ -11,6 +11,7 @@ from tampering import flips, not_plain_data, replace, reseal, reseal_sidecar
 
 from wsssfast.errors import BadFile, WsssError
 from wsssfast.shards import CamRecord, open_shards, verify_shards, write_cam_shard
+from wsssfast.shards.safe_h5 import get_text
 from wsssfast.shards.writer import quantise
 
 IDENTITY = {
@@ -106,7 +107,7 @@ def test_the_documented_reader_reads_shards_without_the_package(folder):
 
 def test_the_file_says_what_it_is(folder):
     with h5py.File(folder / "cams-00000-of-00002.h5") as file:
-        assert (file.attrs["format"], file.attrs["version"]) == ("wsssfast.cams", 1)
+        assert (file.attrs["format"], file.attrs["version"]) == (b"wsssfast.cams", 1)
     sidecar = json.loads((folder / "cams-00000-of-00002.json").read_text())
     assert (sidecar["format"], sidecar["version"]) == ("wsssfast.cams", 1)
 
@@ -173,8 +174,16 @@ TAMPERINGS = not_plain_data("labels") | {
     "an image of no pixels": (lambda f: f["image_size"].__setitem__((0, 0), 0), "pixels"),
     "an image beyond all memory": (
         lambda f: f["image_size"].__setitem__(0, [1 << 30, 1 << 30]), "pixels"),
+    "labels that do not ascend": (
+        lambda f: f["labels"].__setitem__(slice(None), f["labels"][()][::-1]), "do not ascend"),
+    "a scale that is no number": (
+        lambda f: f["stages/final/scale"].__setitem__((0, 0), np.nan), "no positive number"),
+    "an epsilon of text": (
+        lambda f: f["stages/final"].attrs.__setitem__("epsilon", "1e-8"), "is not a number"),
+    "no epsilon": (
+        lambda f: f["stages/final"].attrs.__delitem__("epsilon"), "epsilon is missing"),
     "the file of another kind": (
-        lambda f: f.attrs.__setitem__("format", "wsssfast.labels"), "another kind"),
+        lambda f: f.attrs.__setitem__("format", np.bytes_("wsssfast.labels")), "another kind"),
 }  # fmt: skip
 
 
@@ -185,6 +194,15 @@ def test_tampered_files_are_refused_though_their_checksums_fit(folder, name):
     with pytest.raises(WsssError, match=r"an HDF5 shard at .*cams-00000-of-00002\.h5: .*" + text):
         open_shards(folder).cam("a")
     assert verify_shards(folder).problems
+
+
+def test_text_of_variable_length_is_not_read(folder):
+    """HDF5 reads a damaged heap for ever; files that were written before have their kind there."""
+    path = folder / "cams-00000-of-00002.h5"
+    reseal(path, lambda f: f.attrs.__setitem__("format", "wsssfast.labels"))
+    assert len(open_shards(folder).cam("a")[0])
+    with h5py.File(path) as file:
+        assert get_text(file, "format") is None
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def images_in(folder: Path) -> dict[str, Path]:
     """
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in EXTENSIONS and path.is_file():
+        if path.suffix.lower() in EXTENSIONS:
             image_id = one_spelling(path.stem)
             if image_id in images:
                 raise WsssError(
@@ -116,7 +116,7 @@ def _ignored(folder: Path) -> tuple[str, ...]:
     return tuple(
         f"{path.name}/" if path.is_dir() else path.name
         for path in sorted(folder.iterdir())
-        if (path.is_dir() or path.suffix.lower() not in EXTENSIONS)
+        if path.suffix.lower() not in EXTENSIONS
         and not path.name.startswith(".")
         and path.name not in ("Thumbs.db", "desktop.ini")
     )

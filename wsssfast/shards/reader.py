@@ -14,7 +14,7 @@ from wsssfast.data.dataset import Mask
 from wsssfast.errors import WsssError
 from wsssfast.shards.format import kind_of
 from wsssfast.shards.label_shards import LabelShards
-from wsssfast.shards.safe_h5 import get_dataset, open_h5, read_array
+from wsssfast.shards.safe_h5 import get_dataset, get_number, open_h5, read_array
 from wsssfast.shards.score_shards import ScoreShards
 from wsssfast.shards.shard_file import Shard, lengths
 from wsssfast.shards.shard_set import ShardSet
@@ -96,7 +96,7 @@ class CamShards(ShardSet[CamShard]):
             shape = (len(shard.labels), len(sizes))
             scale = get_dataset(file, f"stages/{stage}/scale", "float32", shape)
             steps = scale[shard.label_offsets[n] : shard.label_offsets[n + 1]]
-            epsilon = float(file["stages"][stage].attrs["epsilon"])
+            epsilon = get_number(file["stages"][stage], "epsilon")
             if not (np.isfinite(steps) & (steps >= 0)).all() or not 0 < epsilon < np.inf:
                 raise ValueError(f"the scale or epsilon of {image_id} is no positive number")
         table = flat.reshape(len(labels), sum(h * w for h, w in sizes))

@@ -96,9 +96,29 @@ def read_array(file: h5py.File, name: str, dtype: str, shape: Shape) -> Array:
     return values
 
 
-def get_text(where: h5py.File | h5py.Group, name: str) -> str:
-    """A text attribute. Raises ValueError where it is absent or not text."""
-    value = where.attrs.get(name)
-    if not isinstance(value, str):
+def get_text(where: h5py.Group, name: str) -> str | None:
+    """A text attribute of fixed length; None for one of variable length, which is not read.
+
+    HDF5 keeps the latter in a heap, and reads a damaged heap for ever.
+
+    Raises:
+        ValueError: absent, or not text.
+    """
+    kind = _attribute(where, name).dtype.kind
+    if kind not in "SO":
+        raise ValueError(f"the attribute {name} is not text")
+    return None if kind == "O" else where.attrs[name].decode()
+
+
+def get_number(where: h5py.Group, name: str) -> float:
+    """An attribute that is one number. Raises ValueError where it is absent or another."""
+    found = _attribute(where, name)
+    if found.dtype.kind not in "iuf" or found.shape != ():
+        raise ValueError(f"the attribute {name} is not a number")
+    return float(where.attrs[name])
+
+
+def _attribute(where: h5py.Group, name: str) -> h5py.h5a.AttrID:
+    if name not in where.attrs:
         raise ValueError(f"the attribute {name} is missing")
-    return value
+    return where.attrs.get_id(name)

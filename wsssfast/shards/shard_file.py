@@ -86,7 +86,7 @@ def write_shard(
     # HDF5 crashes when the disk is full as it closes a file: let it write to memory
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        file.attrs["format"] = f"wsssfast.{kind}"
+        file.attrs["format"] = np.bytes_(f"wsssfast.{kind}")  # of fixed length (safe_h5)
         file.attrs["version"] = FORMAT_VERSION
         file.attrs["identity"] = canonical(about["identity"])
         names = [record.id.encode() for record in records]
@@ -154,7 +154,7 @@ def read_shard(path: Path, file: h5py.File, sidecar: Sidecar, classes: int) -> S
     Raises:
         ValueError: anything that does not fit.
     """
-    if get_text(file, "format") != f"wsssfast.{sidecar.kind}":
+    if get_text(file, "format") not in (None, f"wsssfast.{sidecar.kind}"):  # None: before 0.1
         raise ValueError("it is of another kind than its sidecar")
     n = len(sidecar.ids)
     names = read_array(file, "ids", "S", (n,))
