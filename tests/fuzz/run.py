@@ -84,6 +84,10 @@ def child(name: str, first: int, cases: int, keep: Path) -> None:
         whole = Path(made) / "whole" / "sample"
         whole.mkdir(parents=True)
         target.make(whole)
+        trial = Path(made).resolve() / "trial"
+        (trial / "out").mkdir(parents=True)
+        shutil.copytree(whole, trial / "sample")
+        target.read(trial / "sample")  # what is refused as it is would test nothing
         resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
         for number in range(first, first + cases):
             root = Path(made).resolve() / "case"

@@ -13,6 +13,7 @@ import click
 import numpy as np
 import torch
 from mutate import bytes_of, json_of, shard_of
+from pycocotools import mask as coco_mask
 from support import as_labels, folder_dataset, tiny_model
 
 from wsssfast.ablation import ablate, read_ablation, read_ablation_files, settings_of
@@ -144,11 +145,7 @@ def make_ablation(folder: Path) -> None:
 def ablation_json(folder: Path) -> None:
     """JSON that reports read."""
     path = folder / "ablation.json"
-    each(
-        lambda: read_ablation_files([path]),
-        lambda: read_measured({"ablation": path}),
-        lambda: read_scores(path),
-    )
+    each(lambda: read_ablation_files([path]), lambda: read_measured({"ablation": path}))
 
 
 def make_label_files(folder: Path) -> None:
@@ -184,6 +181,9 @@ def make_coco(folder: Path) -> None:
     images.mkdir(parents=True)
     shutil.copy(source / "images" / "im0.png", images / "000000000001.jpg")
     shutil.copy(source / "images" / "im1.png", images / "000000000002.jpg")
+    corner = np.zeros((32, 40), np.uint8, order="F")
+    corner[:4, :5] = 1
+    packed = coco_mask.encode(corner)
     found = {
         "images": [{"id": n, "file_name": f"{n:012}.jpg", "width": 40, "height": 32}
                    for n in (1, 2)],
@@ -194,7 +194,7 @@ def make_coco(folder: Path) -> None:
             {"id": 2, "image_id": 1, "category_id": 1, "iscrowd": 1, "area": 20,
              "bbox": [0, 0, 5, 4], "segmentation": {"size": [32, 40], "counts": [0, 20, 1260]}},
             {"id": 3, "image_id": 2, "category_id": 1, "iscrowd": 0, "area": 20,
-             "bbox": [0, 0, 5, 4], "segmentation": {"size": [32, 40], "counts": "04oo0"}},
+             "bbox": [0, 0, 5, 4], "segmentation": {**packed, "counts": packed["counts"].decode()}},
         ],
     }  # fmt: skip
     (folder / "annotations").mkdir()
