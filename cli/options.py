@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -283,7 +283,8 @@ def progress(title: str, total: int) -> Iterator[Advance]:
     name = TextColumn("{task.description}", markup=False)
     columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     quiet = sys.stderr is None or not sys.stderr.isatty()
-    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
+    bar = Progress(*columns, console=console, transient=True, disable=quiet)
+    with nullcontext() if quiet else bar:  # ending one that is not shown prints an empty line
         yield Advance(title, total, bar)
 
 

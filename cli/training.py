@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -65,9 +65,9 @@ def progress(title: str, shown: bool) -> Iterator["_Shown"]:
     columns = (
         TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}")
     )  # fmt: skip
-    with Progress(
-        *columns, console=console, transient=True, disable=not (shown and sys.stderr.isatty())
-    ) as bar:
+    quiet = not (shown and sys.stderr.isatty())
+    bar = Progress(*columns, console=console, transient=True, disable=quiet)
+    with nullcontext() if quiet else bar:  # ending one that is not shown prints an empty line
         yield _Shown(title, console, bar)
 
 

@@ -87,7 +87,9 @@ def test_masks_give_ties_to_background(folder):
     threshold = float(maps.max(0)[10, 10])
     mask = shards.mask("a", threshold)
     assert mask[10, 10] == 0
-    assert shards.mask("a", np.nextafter(np.float32(threshold), 0))[10, 10] in labels + 1
+    assert (
+        shards.mask("a", np.nextafter(np.float32(threshold), np.float32(0)))[10, 10] in labels + 1
+    )
     assert set(np.unique(mask)) <= {0, 1, 3}
 
 
