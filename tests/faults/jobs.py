@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,12 +99,13 @@ class Running:
         theirs.close()
 
     def end(self) -> tuple[int, str]:
-        """Wait for it: (exit code, negative for a signal, and what it said on stderr)."""
+        """Wait for it: (exit code, negative for a signal, and what it said on stderr but usual lines)."""
         text = b""
         while found := os.read(self.told.fileno(), 1 << 16):
             text += found
         self.process.join()
-        lines = [x for x in text.decode().splitlines() if x and not x.startswith("epoch ")]
+        usual = re.compile(r"epoch |train\S*: \d+ images|Only \d+ steps")
+        lines = [x for x in text.decode().splitlines() if x and not usual.match(x)]
         return self.process.exitcode, "\n".join(lines)
 
 
