@@ -99,7 +99,7 @@ class Running:
         theirs.close()
 
     def end(self) -> tuple[int, str]:
-        """Wait for it: (exit code, negative for a signal, and what it said on stderr but usual lines)."""
+        """Wait for it: (exit code, negative for a signal, and stderr without usual lines)."""
         text = b""
         while found := os.read(self.told.fileno(), 1 << 16):
             text += found
