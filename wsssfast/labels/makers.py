@@ -114,11 +114,9 @@ def makers(maker: Maker[T], workers: int, stop: Event) -> Iterator[MakeAll[T]]:
             WORKER_FAILED,
         ) from error
     finally:
-        # not by the pool: where one of them was killed it sends the others SIGTERM, which is
-        # blocked, and waits for them for ever. What they hold is nowhere else needed.
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
-            process.kill()
+            process.kill()  # what they hold is nowhere else needed
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _spread(
@@ -166,10 +164,21 @@ def _begin_worker(maker: Maker[Any]) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     Thread(target=_end_with, args=(parent,), daemon=True).start()
+    Thread(target=_end_by, args=(parent.pid,), daemon=True).start()
 
 
 def _end_with(parent: BaseProcess) -> None:
     parent.join()
+    os._exit(1)
+
+
+def _end_by(parent: int | None) -> None:
+    """The pool's SIGTERM, by which it ends the others where one was killed: it waits for them.
+
+    Anyone else's is meant for the whole group, and is the parent's to answer.
+    """
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
     os._exit(1)
 
 
