@@ -97,7 +97,7 @@ def write_shard(
         file["labels"] = np.array([c for r in records for c in r.labels], dtype=np.uint8)
         add(file, records)
     path.with_suffix(".json").unlink(missing_ok=True)  # what it says is done no longer
-    content = buffer.getbuffer()
+    content = buffer.getvalue()
     publish(path, lambda partial: partial.write_bytes(content))
     sidecar = Sidecar(
         kind=kind,
