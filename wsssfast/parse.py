@@ -25,6 +25,11 @@ def toml_of(text: str) -> dict[str, Any]:
     return found
 
 
+def what_fails(error: Exception) -> str:
+    """What reading a file of JSON ended with: a missing key is told in words."""
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
+
+
 def parts_of(text: str) -> list[str]:
     """What commas separate, without space around and without what is empty."""
     return [part.strip() for part in text.split(",") if part.strip()]

@@ -8,7 +8,7 @@ from typing import Any
 from wsssfast.ablation.settings import Setting
 from wsssfast.errors import WsssError
 from wsssfast.evaluate import CamScorer
-from wsssfast.parse import json_of
+from wsssfast.parse import json_of, what_fails
 from wsssfast.shards.score_shards import ScoreShards
 
 _NAMED = ("weights", "flip", "precision", "include_self", "fuse")
@@ -51,11 +51,6 @@ class Ablation:
             raise ValueError("no settings")
         identity = {key: told[key] for key in _NAMED}
         return cls(scores, dict(told["unreadable"]), int(told["images"]), identity)
-
-
-def what_fails(error: Exception) -> str:
-    """What reading a file of JSON ended with: a missing key is told in words."""
-    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
 
 
 def read_ablation(folder: Path) -> Ablation:

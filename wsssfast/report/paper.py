@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wsssfast.errors import WsssError
-from wsssfast.parse import json_of
+from wsssfast.parse import json_of, what_fails
 from wsssfast.report.page import write_page
 
 # what can be measured -> the command that does, with --json
@@ -70,7 +70,8 @@ def read_measured(named: Mapping[str, Path]) -> dict[str, Any]:
         except (OSError, ValueError, LookupError, TypeError, AttributeError,
                 OverflowError) as error:  # fmt: skip
             raise WsssError(
-                f"Expected the figures of {name} in {path}, found something else: {error}.",
+                f"Expected the figures of {name} in {path}, found something else: "
+                f"{what_fails(error)}.",
                 f"Make them with --json of `{KINDS[name]}`.",
             ) from error
     return found

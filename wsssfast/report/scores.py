@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsssfast.ablation.scores import what_fails
 from wsssfast.errors import WsssError
 from wsssfast.kernels import STAGES
-from wsssfast.parse import json_of
+from wsssfast.parse import json_of, what_fails
 
 # mIoU in % of the paper's Tables 2, 4 and 5 (Li et al., 2025): VOC train, DeiT-S, full size. It
 # gives none for original+c2p.
