@@ -11,7 +11,6 @@ from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.filling import filling_options
 from wsssfast.cli.network_options import pace_options
 from wsssfast.cli.options import (
-    FILE,
     config_option,
     device_option,
     finish,
@@ -20,9 +19,9 @@ from wsssfast.cli.options import (
     pick_device,
     shards_told,
     table,
-    writable_page,
     write_json,
 )
+from wsssfast.cli.paths import CHECKPOINT, FILE, writable_page
 from wsssfast.errors import WsssError
 from wsssfast.parse import parts_of
 from wsssfast.torchrun import own_cores
@@ -95,7 +94,7 @@ def _variations(command: F) -> F:
 
 @click.command()
 @dataset_options
-@click.option("--checkpoint", type=FILE, required=True, help="Trained classifier.")
+@click.option("--checkpoint", type=CHECKPOINT, required=True, help="Trained classifier.")
 @click.option("--out", type=FILE, required=True, help="Folder of the score shards.")
 @_variations
 @cam_options

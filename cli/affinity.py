@@ -7,7 +7,8 @@ import click
 
 from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.fields import pick_fields
-from wsssfast.cli.options import FILE, finish, pick_device, refuse
+from wsssfast.cli.options import finish, pick_device, refuse
+from wsssfast.cli.paths import CAMS, FILE
 from wsssfast.cli.refine_options import CRF, background_options, crf_options, pick_crf
 from wsssfast.cli.training import progress, settings_of, tell, training_options
 from wsssfast.cli.watching import watching
@@ -18,7 +19,7 @@ _EXPONENTS = (1.0, 12.0)  # [M], method §6
 
 
 @click.command()
-@click.option("--cams", type=FILE, required=True, help="Folder of the CAM shards.")
+@click.option("--cams", type=CAMS, required=True, help="Folder of the CAM shards.")
 @dataset_options
 @click.option("--out", type=FILE, required=True, help="Folder of the run.")
 @click.option(

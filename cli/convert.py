@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from wsssfast.cli.options import FILE, finish, progress
+from wsssfast.cli.options import finish, progress
+from wsssfast.cli.paths import FILE
 from wsssfast.errors import WsssError
 
 _AGAIN = "Complete the export, then run this command again."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from wsssfast.cli.options import FILE
+from wsssfast.cli.paths import FILE, ROOT
 from wsssfast.errors import WsssError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def dataset_options(command: F) -> F:
     for option in reversed((
         click.option("--dataset", "kind", type=click.Choice(["voc", "coco", "folder", "synthetic"]),
                      help="What layout the data has."),
-        click.option("--data-root", "root", type=FILE, help="Folder of the data set."),
+        click.option("--data-root", "root", type=ROOT, help="Folder of the data set."),
         click.option("--split", help="Which part: a name of the data set's, or a list file; "
                      "voc: train_aug, coco: train2014 or train2017, else all; coco takes "
                      "SPLIT:list.txt too."),

@@ -9,13 +9,13 @@ import click
 
 from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.options import (
-    FILE,
     finish,
     json_option,
     progress,
     table,
     write_json,
 )
+from wsssfast.cli.paths import FILE
 from wsssfast.errors import USER_ERROR
 
 if TYPE_CHECKING:
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 @click.group()
 def dataset() -> None:
-    """Check a data set, count it, or write the synthetic one."""
+    """Check a data set, count it, or write the synthetic one.
+
+    \b
+    Example:
+      wsssfast dataset check --dataset folder --data-root photos
+    """
 
 
 @dataset.command()

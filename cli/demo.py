@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from wsssfast.cli.options import FILE, json_option, table, write_json
+from wsssfast.cli.options import json_option, table, write_json
+from wsssfast.cli.paths import FILE
 
 
 @click.command()

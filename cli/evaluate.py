@@ -7,25 +7,29 @@ import click
 
 from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.options import (
-    FILE,
     config_option,
     finish,
     json_option,
     progress,
     table,
-    writable_page,
     write_json,
 )
+from wsssfast.cli.paths import CAMS, FILE, LABELS, writable_page
 from wsssfast.parse import parts_of
 
 
 @click.group()
 def evaluate() -> None:
-    """Score shards against the masks of their data set."""
+    """Score shards against the masks of their data set.
+
+    \b
+    Example:
+      wsssfast evaluate labels labels --dataset folder --data-root photos
+    """
 
 
 @evaluate.command()
-@click.argument("folder", type=FILE)
+@click.argument("folder", type=CAMS)
 @dataset_options
 @click.option("--stage", default="all", show_default=True, help="Which stages, by commas.")
 @json_option
@@ -80,7 +84,7 @@ def cams(
 
 
 @evaluate.command()
-@click.argument("folder", type=FILE)
+@click.argument("folder", type=LABELS)
 @dataset_options
 @click.option(
     "--ignored",

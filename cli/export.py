@@ -11,8 +11,8 @@ from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.filling import filling_options
 from wsssfast.cli.network_options import network_options
 from wsssfast.cli.options import (
-    FILE,
     config_option,
+    counted,
     device_option,
     finish,
     json_option,
@@ -22,6 +22,7 @@ from wsssfast.cli.options import (
     shards_told,
     write_json,
 )
+from wsssfast.cli.paths import CHECKPOINT, FILE
 from wsssfast.parse import parts_of
 from wsssfast.torchrun import own_cores
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @dataset_options
-@click.option("--checkpoint", type=FILE, required=True, help="Trained classifier.")
+@click.option("--checkpoint", type=CHECKPOINT, required=True, help="Trained classifier.")
 @click.option("--out", type=FILE, required=True, help="Folder of the shards.")
 @click.option(
     "--stage",
@@ -99,7 +100,7 @@ def export_cams(
         )  # fmt: skip
     write_json(asdict(summary), json_path)
     if json_path != "-":
-        click.echo(f"{summary.images} images in {out}: {shards_told(summary)}")
+        click.echo(f"{counted(summary.images, 'image')} in {out}: {shards_told(summary)}")
         source = f"its image-level labels ({dataset.label_source})"
         if data.predicted:
             source = f"what the classifier gives a score above {predict_above:g}"

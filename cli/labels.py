@@ -11,8 +11,8 @@ from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.filling import filling_options
 from wsssfast.cli.network_options import network_options
 from wsssfast.cli.options import (
-    FILE,
     config_option,
+    counted,
     device_option,
     finish,
     given,
@@ -23,6 +23,7 @@ from wsssfast.cli.options import (
     shards_told,
     write_json,
 )
+from wsssfast.cli.paths import CAMS, CHECKPOINT, FILE
 from wsssfast.cli.refine_options import (
     CRF,
     WALK,
@@ -41,10 +42,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--cams", type=FILE, help="Folder of the CAM shards.")
+@click.option("--cams", type=CAMS, help="Folder of the CAM shards.")
 @click.option(
     "--checkpoint",
-    type=FILE,
+    type=CHECKPOINT,
     help="Trained classifier: go from images to labels and store no CAMs.",
 )
 @click.option("--out", type=FILE, required=True, help="Folder of the label shards.")
@@ -190,7 +191,6 @@ def export_labels(
             )  # fmt: skip
     write_json({**asdict(summary), "missing_shards": missing}, json_path)
     if json_path != "-":
-        click.echo(
-            f"{summary.images} masks in {out} from the stage {stage}: {shards_told(summary)}"
-        )
+        masks = counted(summary.images, "mask")
+        click.echo(f"{masks} in {out} from the stage {stage}: {shards_told(summary)}")
     finish(summary.failed, missing, cams, "Run export-cams again, then this command.")

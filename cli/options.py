@@ -1,7 +1,6 @@
 """Options that several commands share, and how results and progress are printed."""
 
 import json
-import os
 import re
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from wsssfast.cli.paths import FILE, writable_file
 from wsssfast.errors import SOME_UNREADABLE, WsssError, listing
 from wsssfast.parse import toml_of
 from wsssfast.torchrun import torchrun_worker
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from wsssfast.shards.resume import ExportSummary
 
 F = TypeVar("F", bound=Callable[..., Any])
-FILE = click.Path(path_type=Path)
 TOLD_EVERY = 30.0  # seconds between lines where stderr is no terminal
 
 
@@ -117,28 +116,6 @@ def recipe_option(kind: str) -> Callable[[F], F]:
         return option
 
     return decorate
-
-
-def writable_file(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
-    """Refuse before a long run what could not be written after it."""
-    if path not in (None, "-"):
-        folder = Path(path).parent
-        place = Path(path) if Path(path).exists() else folder
-        if not folder.is_dir() or not os.access(place, os.W_OK) or Path(path).is_dir():
-            raise WsssError(f"Expected to write {path}: {folder} is no writable folder for it.")
-    return path
-
-
-def writable_page(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
-    """Like `writable_file`, for a page whose folder is made."""
-    if path is not None:
-        there = next(place for place in (path, *path.absolute().parents) if place.exists())
-        fits = there.is_file() if there == path else there.is_dir()
-        if path.is_dir():
-            raise WsssError(f"Expected to write the file {path}, found a folder.")
-        if not fits or not os.access(there, os.W_OK):
-            raise WsssError(f"Expected to write {path}: {there} is no writable folder for it.")
-    return path
 
 
 json_option = click.option(

@@ -11,8 +11,8 @@ from wsssfast.cli.convert import require_tgz
 from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.filling import filling_options
 from wsssfast.cli.options import (
-    FILE,
     config_option,
+    counted,
     device_option,
     finish,
     json_option,
@@ -23,6 +23,7 @@ from wsssfast.cli.options import (
     shards_told,
     write_json,
 )
+from wsssfast.cli.paths import CHECKPOINT, FILE
 from wsssfast.cli.refine_options import CRF, crf_constants, pick_crf
 from wsssfast.torchrun import own_cores
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--checkpoint", type=FILE, required=True, help="Trained segmenter.")
+@click.option("--checkpoint", type=CHECKPOINT, required=True, help="Trained segmenter.")
 @click.option("--out", type=FILE, required=True, help="Folder of the masks, as label shards.")
 @dataset_options
 @recipe_option("predict")
@@ -144,7 +145,7 @@ def predict(
         )  # fmt: skip
     write_json(asdict(summary), json_path)
     if json_path != "-":
-        click.echo(f"{summary.images} masks in {out}: {shards_told(summary)}")
+        click.echo(f"{counted(summary.images, 'mask')} in {out}: {shards_told(summary)}")
     if png or archive:
         _write(out, png, archive, summary.others_shards, quiet=json_path == "-")
     finish(summary.failed)
@@ -163,4 +164,4 @@ def _write(out: Path, png: Path | None, archive: Path | None, missing: int, *, q
         if place:
             with progress(f"write {place.name}", len(shards)) as advance:
                 count = way(shards, place, advance)
-            click.echo(f"{count} masks in {place}", err=quiet)
+            click.echo(f"{counted(count, 'mask')} in {place}", err=quiet)

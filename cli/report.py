@@ -7,7 +7,6 @@ import click
 
 from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.options import (
-    FILE,
     config_option,
     device_option,
     finish,
@@ -16,9 +15,9 @@ from wsssfast.cli.options import (
     progress,
     refuse,
     table,
-    writable_page,
     write_json,
 )
+from wsssfast.cli.paths import CAMS, CHECKPOINT, FILE, LABELS, writable_page
 from wsssfast.errors import WsssError
 from wsssfast.parse import parts_of
 
@@ -48,13 +47,15 @@ def _measured(
 
 
 @click.command()
-@click.option("--cams", type=FILE, help="Folder of the CAM shards.")
+@click.option("--cams", type=CAMS, help="Folder of the CAM shards.")
 @dataset_options
-@click.option("--checkpoint", type=FILE, help="Classifier of the shards: shows its attention.")
+@click.option(
+    "--checkpoint", type=CHECKPOINT, help="Classifier of the shards: shows its attention."
+)
 @click.option(
     "--scores", type=FILE, help="JSON of `evaluate cams`; by default the shards are scored here."
 )
-@click.option("--label-shards", type=FILE, help="Folder of label shards: shows their masks.")
+@click.option("--label-shards", type=LABELS, help="Folder of label shards: shows their masks.")
 @click.option("--training", type=FILE, help="Folder of the training run: shows its curves.")
 @click.option("--out", type=FILE, default=Path("report.html"), show_default=True,
               callback=writable_page, help="HTML file.")  # fmt: skip

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsssfast.cli.options import FILE, device_option, pick_device, table, write_json
+from wsssfast.cli.options import device_option, pick_device, table, write_json
+from wsssfast.cli.paths import FILE, ROOT
 from wsssfast.errors import WORKER_FAILED, WsssError
 from wsssfast.parse import json_of, toml_of
 
@@ -47,7 +48,7 @@ def _recipe(name: str, changes: Path | None) -> dict[str, Any]:
 
 @click.command()
 @click.argument("what", type=click.Choice(["voc", "coco"]))
-@click.option("--data-root", "root", type=FILE, required=True, help="Folder of the data set.")
+@click.option("--data-root", "root", type=ROOT, required=True, help="Folder of the data set.")
 @click.option("--labels", type=FILE, help="Image labels: a .json, .csv or .npy file.")
 @click.option("--out", type=FILE, required=True, help="Folder of everything that is made.")
 @click.option("--pretrained", default="timm", show_default=True,

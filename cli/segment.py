@@ -7,14 +7,15 @@ import click
 
 from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.fields import pick_fields
-from wsssfast.cli.options import FILE, finish, pick_device
+from wsssfast.cli.options import finish, pick_device
+from wsssfast.cli.paths import FILE, LABELS
 from wsssfast.cli.training import progress, settings_of, tell, training_options
 from wsssfast.errors import WsssError
 from wsssfast.training.options import RunOptions, SegmenterOptions
 
 
 @click.command()
-@click.option("--label-shards", type=FILE, help="Folder of the label shards to learn from.")
+@click.option("--label-shards", type=LABELS, help="Folder of the label shards to learn from.")
 @click.option(
     "--true-masks",
     is_flag=True,

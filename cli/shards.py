@@ -10,14 +10,15 @@ from typing import Any
 
 import click
 
-from wsssfast.cli.options import FILE, json_option, table, write_json
+from wsssfast.cli.options import json_option, table, write_json
+from wsssfast.cli.paths import SHARDS
 from wsssfast.errors import SOME_UNREADABLE, USER_ERROR, WsssError, listing
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @click.command()
-@click.argument("folder", type=FILE)
+@click.argument("folder", type=SHARDS)
 @json_option
 def inspect(folder: Path, json_path: str | None) -> None:
     """Say what a folder of shards holds, what made it, and what is missing.
@@ -90,7 +91,7 @@ def _text(value: Any) -> str:
 
 
 @click.command()
-@click.argument("folder", type=FILE)
+@click.argument("folder", type=SHARDS)
 @json_option
 def verify(folder: Path, json_path: str | None) -> None:
     """Read every byte of a folder of shards and compare it with the checksums.

@@ -8,7 +8,8 @@ import click
 
 from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.fields import pick_fields
-from wsssfast.cli.options import FILE, finish, pick_device
+from wsssfast.cli.options import finish, pick_device
+from wsssfast.cli.paths import FILE
 from wsssfast.cli.training import progress, settings_of, tell, training_options
 from wsssfast.errors import WsssError
 from wsssfast.training.options import ClassifierOptions, RunOptions

@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from wsssfast.cli.options import TOLD_EVERY, writable_file
+from wsssfast.cli.options import TOLD_EVERY
+from wsssfast.cli.paths import writable_file
 from wsssfast.pace import Watch
 
 log_option = click.option(

@@ -48,18 +48,37 @@ def test_every_command_has_help_with_an_example(wsssfast, command, flag):
     code, out, _ = wsssfast(*command, flag)
     assert code == 0
     assert out.startswith("Usage: wsssfast")
-    if command not in (["dataset"], ["evaluate"]):
-        assert "Example:\n    wsssfast " in out
+    assert "Example:\n    wsssfast " in out
 
 
-def test_help_does_not_import_torch():
+WRONG_PATHS = [
+    ["export-cams", "--checkpoint", "no", "--dataset", "synthetic", "--out", "out"],
+    ["export-labels", "--cams", "no", "--out", "out"],
+    ["train-affinity", "--cams", "no", "--dataset", "synthetic", "--out", "out"],
+    ["train-seg", "--label-shards", "no", "--dataset", "synthetic", "--out", "out"],
+    ["predict", "--checkpoint", "no", "--dataset", "synthetic", "--out", "out"],
+    ["evaluate", "cams", "no", "--dataset", "synthetic"],
+    ["evaluate", "labels", "no", "--dataset", "synthetic"],
+    ["train", "--dataset", "folder", "--data-root", "no", "--out", "out"],
+    ["verify", "no"],
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [(["export-cams", "-h"], ""), *((command, "no, found none.") for command in WRONG_PATHS)],
+)
+def test_help_and_wrong_paths_do_not_wait_for_torch(command, told, tmp_path):
     code = (
-        "import sys; sys.argv = ['wsssfast', 'export-cams', '-h']\n"
+        f"import sys; sys.argv = ['wsssfast', *{command}]\n"
         "from wsssfast.cli.main import run\n"
         "try:\n    run()\nexcept SystemExit:\n    pass\n"
         "assert 'torch' not in sys.modules and 'h5py' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert told in found.stderr and found.stderr.count("\n") == bool(told)
 
 
 def test_the_pipeline_by_command_line(wsssfast, setup, tmp_path):
