@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wsssfast.kernels import eager, operators, reference
@@ -14,7 +15,7 @@ class AttentionCapture:
 
     `eager` averages block by block while it attends. `triton` lets PyTorch's own kernel attend,
     keeps queries, keys and log-sum-exp, and averages all layers in one launch at the end. Neither
-    holds attention of [M, T, T].
+    holds attention of [M, T, T] or has gradients; `reference` has them.
     """
 
     def __init__(
@@ -34,23 +35,25 @@ class AttentionCapture:
             c2p_layers: last layers to keep class-to-patch attention of; all where there are fewer.
             p2p_layers: last layers that the patch-to-patch attention averages; likewise.
             backend: auto, triton, eager or reference.
-            weights: [L, M] > 0, factors on the attention of each layer's heads in both means, whose
-                divisors stay as they are; ones where None.
+            weights: [L, M], finite and >= 0, factors on the attention of each layer's heads in both
+                means, whose divisors stay as they are; ones where None.
 
         Raises:
-            ValueError: no layer in a range, or weights of other layers.
+            ValueError: C < 0, no layer in a range, weights of other layers, or of other values
+                where these are on the CPU: elsewhere the look at them would wait for the device.
         """
+        _expect_classes(classes)
         if min(depth, c2p_layers, p2p_layers) < 1:
             raise ValueError(
                 f"expected at least one layer, received depth {depth}, c2p_layers {c2p_layers}, "
                 f"p2p_layers {p2p_layers}"
             )
-        if weights is not None and (weights.ndim != 2 or len(weights) != depth):
-            raise ValueError(
-                f"expected weights of {depth} layers [L, M], received {list(weights.shape)}"
-            )
+        if weights is not None:
+            _expect_weights(weights, depth)
         self.classes, self.depth, self.backend, self.weights = classes, depth, backend, weights
         self.c2p_layers, self.p2p_layers = min(c2p_layers, depth), min(p2p_layers, depth)
+        self._first = self._next = depth - max(self.c2p_layers, self.p2p_layers)
+        self._means: tuple[Tensor, Tensor] | None = None
         self._kept: Tensor | None = None  # [L, B, T, 2, M, d]
         self._views: dict[int, tuple[Tensor, Tensor]] = {}
         self._lse: list[Tensor] = []
@@ -61,7 +64,7 @@ class AttentionCapture:
 
     def wants(self, layer: int) -> bool:
         """Whether a layer, counted from 0, enters either mean; others need not come here."""
-        return self.depth - layer <= max(self.c2p_layers, self.p2p_layers)
+        return layer >= self._first
 
     def project(
         self, layer: int, tokens: Tensor, weight: Tensor, bias: Tensor | None, heads: int
@@ -77,7 +80,11 @@ class AttentionCapture:
 
         Returns:
             Query and key [B, M, T, d], views of what is kept, in autocast's precision.
+
+        Raises:
+            ValueError: a layer out of order.
         """
+        self._expect_turn(layer)
         batch, count, width = tokens.shape
         if choose(self.backend, tokens, width=width // heads) != "triton":
             return None
@@ -93,10 +100,10 @@ class AttentionCapture:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None = None
     ) -> Tensor:
-        """Attention output of a layer that `wants` named; layers come in order.
+        """Attention output of a layer; those that `wants` names come once each, in order.
 
         Args:
-            layer: counted from 0.
+            layer: counted from 0; an earlier one enters no mean.
             query: [B, M, T, d], T = C + N.
             key: like `query`.
             value: like `query`.
@@ -106,7 +113,8 @@ class AttentionCapture:
             [B, M, T, d].
 
         Raises:
-            ValueError: shapes that do not fit one another.
+            ValueError: shapes that do not fit one another, a layer out of order, or gradients asked
+                of another backend than the reference.
         """
         if query.ndim != 4 or query.shape != key.shape or query.shape != value.shape:
             raise ValueError(
@@ -117,8 +125,18 @@ class AttentionCapture:
             raise ValueError(
                 f"expected more than {self.classes} tokens (classes), received {query.shape[2]}"
             )
+        if 0 <= layer < self._first:
+            return F.scaled_dot_product_attention(query, key, value, scale=scale)
+        self._expect_turn(layer)
         self._scale = query.shape[-1] ** -0.5 if scale is None else scale
         chosen = choose(self.backend, query, width=query.shape[-1])
+        asked = any(part.requires_grad for part in (query, key, value))
+        if asked and chosen != "reference" and torch.is_grad_enabled():
+            raise ValueError(
+                "attend expects tensors without gradients, as under torch.no_grad(), received some "
+                "that require them; backend 'reference' is differentiable"
+            )
+        self._next = layer + 1
         if chosen == "triton":
             return self._keep(layer, query, key, value)
         return self._accumulate(layer, query, key, value, chosen == "reference")
@@ -127,7 +145,20 @@ class AttentionCapture:
         """Class-to-patch attention by layer [K, B, C, N] and patch-to-patch [B, N, N]; float32.
 
         The K = c2p_layers layers come first to last; float64 where the queries were.
+
+        Raises:
+            ValueError: not all layers came.
         """
+        if self._next < self.depth:
+            raise ValueError(
+                f"expected all layers from {self._first} to {self.depth - 1} before their means, "
+                f"layer {self._next} did not come"
+            )
+        if self._means is None:
+            self._means = self._averaged()
+        return self._means
+
+    def _averaged(self) -> tuple[Tensor, Tensor]:
         if self._kept is not None:
             kept, lse = self._kept, torch.stack(self._lse)
             self._kept = None
@@ -137,6 +168,14 @@ class AttentionCapture:
             return c2p, p2p
         assert self._c2p is not None and self._total is not None
         return self._c2p, self._total[:, self.classes :, self.classes :]
+
+    def _expect_turn(self, layer: int) -> None:
+        if layer != self._next or layer == self.depth:
+            wanted = f"layer {self._next} next" if self._next < self.depth else "no more layers"
+            raise ValueError(
+                f"expected {wanted}, layers {self._first} to {self.depth - 1} come once each in "
+                f"order; received layer {layer}"
+            )
 
     def _place(self, layer: int, like: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
         """Where a layer's queries and keys are kept, [B, T, 2, M, d]."""
@@ -207,8 +246,15 @@ def head_mean(
         patch-to-patch attention [B, N, N].
 
     Raises:
-        ValueError: no layers, or shapes that do not fit one another.
+        ValueError: no layers, one tensor in their place, C < 0, or shapes that do not fit one
+            another.
     """
+    _expect_classes(classes)
+    if isinstance(probabilities, Tensor):
+        raise ValueError(
+            "expected a list of layers [B, M, T, T], received one tensor "
+            f"{list(probabilities.shape)}"
+        )
     first = probabilities[0] if probabilities else torch.empty(0)
     if first.ndim != 4 or any(layer.shape != first.shape for layer in probabilities):
         shapes = [list(layer.shape) for layer in probabilities]
@@ -227,3 +273,18 @@ def head_mean(
     means = [layer.mean(1) for layer in probabilities]
     c2p = torch.stack([mean[:, :classes, classes:] for mean in means])
     return c2p, torch.stack(means).mean(0)[:, classes:, classes:]
+
+
+def _expect_classes(classes: int) -> None:
+    if classes < 0:
+        raise ValueError(f"expected classes >= 0, received {classes}")
+
+
+def _expect_weights(weights: Tensor, depth: int) -> None:
+    if weights.ndim != 2 or len(weights) != depth:
+        raise ValueError(
+            f"expected weights of {depth} layers [L, M], received {list(weights.shape)}"
+        )
+    seen = weights.is_cpu and not torch.compiler.is_compiling()
+    if seen and not bool(((weights >= 0) & (weights < torch.inf)).all()):
+        raise ValueError("expected weights that are finite and >= 0, received others")

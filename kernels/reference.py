@@ -56,10 +56,12 @@ def token_similarity(tokens: Tensor) -> Tensor:
         tokens: [B, N, D], the last block's patch tokens as they enter the head.
 
     Returns:
-        [B, N, N] in [-1, 1]; a zero token is similar to nothing (0).
+        [B, N, N] in [-1, 1]; a zero token is similar to nothing (0). float32, or float64 where
+        the tokens are.
     """
-    unit = F.normalize(tokens, dim=-1, eps=torch.finfo(tokens.dtype).tiny ** 0.5)
-    return unit @ unit.transpose(-2, -1)
+    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    unit = F.normalize(wide, dim=-1, eps=torch.finfo(wide.dtype).tiny ** 0.5)
+    return (unit @ unit.transpose(-2, -1)).clamp_(-1, 1)  # rounding exceeds 1 by a few units
 
 
 def related_count(ratio: float, patches: int) -> int:

@@ -88,6 +88,15 @@ def test_layers_and_heads_have_their_weights(backend, n):
 
 
 @pytest.mark.parametrize("backend", ["eager", "triton", "reference"])
+def test_a_head_may_weigh_nothing(backend):
+    layers = projections(1, 2, 5, 2, 16, torch.float32)
+    attention = kernels.AttentionCapture(2, 1, backend=backend, weights=torch.tensor([[0.0, 1.0]]))
+    attention.attend(0, *layers[0])
+    wanted = reference.attention_probabilities(*layers[0][:2].double())[:, 1] / 2
+    assert close(attention.means()[1], wanted[:, 2:, 2:], 3e-6)
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton", "reference"])
 @pytest.mark.parametrize(("c2p_layers", "p2p_layers"), [(1, 1), (3, 1), (1, 4), (9, 9)])
 def test_each_attention_has_its_own_layers(backend, c2p_layers, p2p_layers):
     layers = projections(1, 4, 18, 2, 16, torch.float32, layers=4)
@@ -99,6 +108,63 @@ def test_each_attention_has_its_own_layers(backend, c2p_layers, p2p_layers):
     for found, mean in zip(c2p, means[-c2p_layers:], strict=True):
         assert close(found, mean[:, :4, 4:], 1e-6)
     assert close(p2p, torch.stack(means[-p2p_layers:]).mean(0)[:, 4:, 4:], 1e-6)
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton", "reference"])
+def test_layers_that_enter_no_mean_may_come(backend):
+    layers = projections(1, 2, 9, 2, 16, torch.float32, layers=4)
+    _, *wanted = capture(layers, 2, backend, 1, 2)
+    attention = kernels.AttentionCapture(2, 4, 1, 2, backend)
+    for number, (query, key, value) in enumerate(layers):
+        found = attention.attend(number, query, key, value, 0.5)
+        maps = reference.attention_probabilities(query.double(), key.double(), 0.5)
+        assert close(found, maps @ value.double(), 2e-5)
+    attention = kernels.AttentionCapture(2, 4, 1, 2, backend)
+    for number, layer in enumerate(layers):
+        attention.attend(number, *layer)
+    for _ in range(2):  # asked twice, it says the same
+        assert all(torch.equal(*pair) for pair in zip(attention.means(), wanted, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton", "reference"])
+@pytest.mark.parametrize(
+    ("order", "told"),
+    [
+        ([0, 2], "expected layer 1 next, layers 0 to 2 .* received layer 2"),
+        ([0, 0], "expected layer 1 next, .* received layer 0"),
+        ([-1], "expected layer 0 next, .* received layer -1"),
+        ([0, 1, 2, 0], "expected no more layers, .* received layer 0"),
+        ([0, 1, 2, 3], "expected no more layers, .* received layer 3"),
+        ([], "expected all layers from 0 to 2 before their means, layer 0 did not come"),
+        ([0, 1], "layer 2 did not come"),
+    ],
+)
+def test_layers_come_once_each_in_order(backend, order, told):
+    layers = projections(1, 2, 5, 2, 16, torch.float32)
+    attention = kernels.AttentionCapture(2, 3, backend=backend)
+    with pytest.raises(ValueError, match=told):
+        for layer in order:
+            attention.attend(layer, *layers[0])
+        attention.means()
+
+
+def test_what_is_kept_comes_in_order_too():
+    attention = kernels.AttentionCapture(2, 3, 1, 1, backend="triton")
+    tokens, weight = torch.zeros(1, 5, 32, device=DEVICE), torch.zeros(64, 32, device=DEVICE)
+    with pytest.raises(ValueError, match="expected layer 2 next"):
+        attention.project(0, tokens, weight, None, 2)
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_gradients_are_of_the_reference_alone(backend):
+    query, key, value = projections(1, 2, 5, 2, 16, torch.float32)[0]
+    query.requires_grad_()
+    with pytest.raises(ValueError, match="without gradients"):
+        kernels.AttentionCapture(2, 1, backend=backend).attend(0, query, key, value)
+    attention = kernels.AttentionCapture(2, 1, backend="reference")
+    attention.attend(0, query, key, value)
+    attention.means()[1].square().sum().backward()
+    assert query.grad.any()
 
 
 @pytest.mark.parametrize("backend", ["eager", "triton"])
@@ -162,7 +228,16 @@ def test_capture_says_what_it_expected():
         kernels.AttentionCapture(7, 1).attend(0, query, key, value)
     with pytest.raises(ValueError, match="at least one layer"):
         kernels.AttentionCapture(2, 1, c2p_layers=0)
+    with pytest.raises(ValueError, match="expected classes >= 0, received -1"):
+        kernels.AttentionCapture(-1, 1)
+    for weight in (-1.0, torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="weights that are finite and >= 0"):
+            kernels.AttentionCapture(2, 1, weights=torch.full((1, 2), weight))
     with pytest.raises(ValueError, match="expected layers of one shape"):
         kernels.head_mean([], 2)
     with pytest.raises(ValueError, match="more than 7 tokens"):
         kernels.head_mean([query @ key.transpose(-2, -1)], 7)
+    with pytest.raises(ValueError, match="expected classes >= 0, received -1"):
+        kernels.head_mean([query @ key.transpose(-2, -1)], -1)
+    with pytest.raises(ValueError, match=r"a list of layers .* one tensor \[1, 2, 7, 7\]"):
+        kernels.head_mean(query @ key.transpose(-2, -1), 2)

@@ -124,6 +124,18 @@ def test_token_similarity_is_the_cosine():
             assert abs(float(found[i, j]) - wanted) < 1e-14
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_token_similarity_keeps_its_range(dtype):
+    tokens = torch.randn(4, 50, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
+    tokens[0, 0], tokens[0, 1] = 1e-3, 0
+    found = reference.token_similarity(tokens)
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    assert found.abs().max() <= 1
+    assert abs(float(found[0, 0, 0]) - 1) < 1e-6 and not found[0, 1].any()
+    wanted = reference.token_similarity(tokens.double())
+    assert (found.double() - wanted).abs().max() <= 1e-6
+
+
 def test_ties_go_to_the_lowest_index():
     rank = torch.tensor([[[1.0, 2, 2, 2], [0, 0, 0, 0], [3, 1, 1, 3], [5, 5, 5, 5]]])
     found = reference.related_patches(rank, 2)

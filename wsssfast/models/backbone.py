@@ -124,6 +124,11 @@ def why_not_plain(vit: Any) -> str:
         return "no position embedding"
     if type(vit.patch_embed) is not PatchEmbed:
         return f"the patch embedding {type(vit.patch_embed).__name__}"
+    return why_not_captured(vit)
+
+
+def why_not_captured(vit: Any) -> str:
+    """What keeps the attention of a network's blocks from capture; empty where nothing does."""
     for block in vit.blocks:
         if type(block) not in (Block, EvaBlock):
             return f"blocks of the type {type(block).__name__}"
@@ -133,6 +138,8 @@ def why_not_plain(vit: Any) -> str:
             return "queries, keys and values projected apart"
         if getattr(block.attn, "gate", None) is not None:
             return "gated attention"
+        if block.attn.qkv.out_features != 3 * block.attn.qkv.in_features:
+            return "heads that are together wider or narrower than tokens"
     return ""
 
 
