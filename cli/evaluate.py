@@ -17,6 +17,8 @@ from wsssfast.cli.options import (
 from wsssfast.cli.paths import CAMS, FILE, LABELS, writable_page
 from wsssfast.parse import parts_of
 
+_AGAIN = "Complete the shards, then run this command again."
+
 
 @click.group()
 def evaluate() -> None:
@@ -80,7 +82,7 @@ def cams(
         if len(results) == 1:
             _tell_classes(first)
         _tell_absent(first)
-    finish(failed)
+    finish(failed, shards.missing_names, folder, _AGAIN)
 
 
 @evaluate.command()
@@ -125,7 +127,7 @@ def labels(
         )
         _tell_classes(result)
         _tell_absent(result)
-    finish(failed)
+    finish(failed, shards.missing_names, folder, _AGAIN)
 
 
 @evaluate.command()
@@ -187,7 +189,7 @@ def seg(
         _tell_absent(result)
         if report:
             click.echo(f"The page is at {report.resolve()}")
-    finish(failed)
+    finish(failed, predicted.missing_names, folder, _AGAIN)
 
 
 def _tell_unscored(result: dict[str, Any], failed: dict[str, str]) -> None:

@@ -1,9 +1,35 @@
 """From CAM to mask by a constant background score (method §6)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from wsssfast.data.dataset import IGNORE, Mask
+from wsssfast.errors import WsssError
+
+
+def background_scores(given: Any) -> tuple[float, ...]:
+    """One background score or two, as `threshold` takes them.
+
+    Args:
+        given: a number in [0, 1], or one or two of them, the lower first.
+
+    Raises:
+        WsssError: anything else.
+    """
+    try:
+        scores = tuple(map(float, given if isinstance(given, Sequence) else (given,)))
+    except (TypeError, ValueError):
+        scores = ()
+    rising = len(scores) == 1 or (len(scores) == 2 and scores[0] < scores[1])
+    if not rising or not all(0 <= score <= 1 for score in scores):
+        raise WsssError(
+            "Expected one background threshold in [0, 1], or two, the lower first, found "
+            f"{','.join(f'{score:g}' for score in scores) or str(given)[:40]}."
+        )
+    return scores
 
 
 def threshold(

@@ -100,7 +100,8 @@ def test_missing_cam_shards_and_images_without_cam_are_told(wsssfast, cams, data
         "then this command."
     ]
     code, _, err = wsssfast("evaluate", "labels", out, *data)
-    assert (code, "Only 2 of the split's 4 images" in err, "1 shards" in err) == (0, True, True)
+    assert (code, "Only 2 of the split's 4 images" in err, "1 shards" in err) == (3, True, True)
+    assert f"Left out, as they are missing in {out}: labels-00000-of-00002. Complete" in err
     assert wsssfast("verify", out)[0] == 2
     write_cams(cams, 0, [0], {"im1": "truncated"})
     code, text, err = wsssfast(*words)

@@ -15,6 +15,15 @@ from wsssfast.cam_options import CamOptions
 from wsssfast.data import Dataset, open_dataset
 from wsssfast.export import export_cams
 from wsssfast.models.classifier import ClassTokenViT
+from wsssfast.shards import (
+    CamShards,
+    LabelRecord,
+    LabelShards,
+    Verdict,
+    verify_shards,
+    write_label_shard,
+)
+from wsssfast.shards.format import Sidecar
 from wsssfast.shards.resume import ExportSummary
 
 model = wsssfast.load_model("classifier.safetensors")
@@ -31,6 +40,13 @@ assert_type(dataset, Dataset)
 assert_type(export_cams(model, dataset, Path("cams"), options), ExportSummary)
 shards = wsssfast.open_shards("cams")
 assert_type(shards.ids, tuple[str, ...])
+assert_type(CamShards("cams").cam("im0"), tuple[NDArray[np.int64], NDArray[np.float32]])
+assert_type(CamShards("cams").mask("im0", (0.3, 0.5)), NDArray[np.uint8])
+assert_type(LabelShards("labels").mask("im0"), NDArray[np.uint8])
+record = LabelRecord.of("im0", [0], np.ones((48, 64), np.uint8))
+assert_type(write_label_shard("mine", 0, 1, [record], identity={"class_names": ["cat"]}), Sidecar)
+assert_type(verify_shards("mine"), Verdict)
+assert_type(open_dataset("folder", "photos"), Dataset)
 
 with wsssfast.AttentionHook(model) as hook:
     model(torch.zeros(1, 3, 224, 224))

@@ -4,11 +4,19 @@ import math
 
 import numpy as np
 import pytest
-from support import SHARED, needs_shared
+from support import SHARED, folder_dataset, needs_shared
 
 from wsssfast.data import open_dataset
 from wsssfast.errors import WsssError
-from wsssfast.evaluate import THRESHOLDS, CamScorer, scores
+from wsssfast.evaluate import (
+    THRESHOLDS,
+    CamScorer,
+    LabelScorer,
+    evaluate_cams,
+    evaluate_labels,
+    scores,
+)
+from wsssfast.shards import LabelRecord, LabelShards, write_label_shard
 
 NAMES = ("a", "b", "c", "d")
 
@@ -94,6 +102,69 @@ def test_masks_that_do_not_fit_are_refused():
         scorer.add(np.array([0]), np.zeros((1, 2, 3), np.float32), np.zeros((3, 2), np.uint8))
     with pytest.raises(WsssError, match="up to 1 and 255, found 7"):
         scorer.add(np.array([0]), np.zeros((1, 1, 1), np.float32), np.array([[7]], np.uint8))
+
+
+ONE, MASK = np.zeros((1, 1, 1), np.float32), np.zeros((1, 1), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("labels", "maps", "mask", "text"),
+    [
+        ([-1], ONE, MASK, r"labels from 0 to 1, each once, found \[-1\]"),
+        ([2], ONE, MASK, r"found \[2\]"),
+        ([1, 1], np.zeros((2, 1, 1), np.float32), MASK, r"found \[1, 1\]"),
+        ([0, 1], ONE, MASK, "maps of 2 labels, found 1"),
+        ([0], ONE * np.nan, MASK, r"in \[0, 1\], found nan"),
+        ([0], ONE - 1, MASK, "found -1 to -1"),
+        ([0], ONE + 255, MASK, "found 255"),
+        ([0], ONE, MASK.astype(float), "array of integers"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_counted_is_refused_and_counts_nothing(labels, maps, mask, text):
+    scorer = CamScorer(("a", "b"))
+    with pytest.raises(WsssError, match=text):
+        scorer.add(np.array(labels), maps, mask)
+    assert (scorer.images, scorer.truth.sum(), scorer.seen.sum()) == (0, 0, 0)
+
+
+def test_predicted_masks_of_other_integers_count_and_others_are_refused():
+    scorer = LabelScorer(("a",))
+    scorer.add(np.array([[1, 255]]), np.array([[1, 0]], np.uint8))
+    assert scorer.confusion().tolist() == [[1, 0], [0, 1]]
+    for value in (-1, 256, 0.5):
+        with pytest.raises(WsssError, match="a predicted mask"):
+            scorer.add(np.array([[value]]), MASK)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return open_dataset("folder", str(folder_dataset(tmp_path / "data")))
+
+
+def write_labels(folder, dataset, index, count):
+    folder.mkdir(exist_ok=True)
+    records = [LabelRecord.of(i.id, i.labels, dataset.load_mask(i)) for i in dataset.items[index:2]]
+    identity = {"class_names": dataset.class_names}
+    write_label_shard(folder, index, count, records, identity=identity)
+
+
+def test_each_kind_of_shards_is_scored_by_its_own(data, tmp_path):
+    write_labels(tmp_path / "labels", data, 0, 1)
+    labels = LabelShards(tmp_path / "labels")
+    with pytest.raises(WsssError, match="Expected CAM shards, found label shards in") as caught:
+        evaluate_cams(labels, data, ["final"])
+    assert "evaluate_labels LabelShards(folder)" in caught.value.remedy
+    for other in (str(tmp_path / "labels"), data):
+        with pytest.raises(WsssError, match=f"Expected label shards, found {type(other).__name__}"):
+            evaluate_labels(other, data)
+
+
+def test_missing_shards_are_in_the_result(data, tmp_path):
+    write_labels(tmp_path / "labels", data, 0, 3)
+    shards = LabelShards(tmp_path / "labels")
+    result, failed = evaluate_labels(shards, data)
+    assert (result["images"], result["missing_shards"], failed) == (2, [1, 2], {})
+    assert shards.missing_names == ["labels-00001-of-00003", "labels-00002-of-00003"]
 
 
 @needs_shared

@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from tampering import flips, not_plain_data, reseal, reseal_sidecar
 
 from wsssfast.errors import WsssError
@@ -250,3 +251,76 @@ def test_a_shard_whose_file_is_gone_is_told(folder):
     with pytest.raises(WsssError, match="file not found"):
         open_shards(folder).mask("a")
     assert verify_shards(folder).problems
+
+
+def test_a_shard_of_ones_own_takes_an_identity_alone_and_replaces_the_one_before(tmp_path):
+    for value in (1, 3):
+        mask = np.full((4, 5), value, np.uint8)
+        wanted = write_label_shard(
+            str(tmp_path), 0, 1, [LabelRecord.of("a", [0], mask)], identity=IDENTITY
+        )
+    shards = LabelShards(str(tmp_path))
+    assert (shards.folder, shards.sidecars) == (tmp_path, {0: wanted})
+    assert (wanted.failed, wanted.config, wanted.versions) == ({}, {}, {})
+    assert np.array_equal(shards.mask("a"), mask)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint16", "int8", ">i4"])
+def test_masks_of_other_integers_are_stored_as_bytes(tmp_path, dtype):
+    wanted = random_mask(1) if dtype != "int8" else random_mask(1) % 4
+    records = [LabelRecord.of("a", (), wanted.astype(dtype))]
+    write_label_shard(tmp_path, 0, 1, records, identity=IDENTITY)
+    assert np.array_equal(LabelShards(tmp_path).mask("a"), wanted)
+
+
+@pytest.mark.parametrize(
+    ("mask", "text"),
+    [
+        (np.zeros((4, 5), np.float32), r"array of integers \[H, W\], found float32 \[4, 5\]"),
+        (np.zeros((4, 5), bool), "found bool"),
+        (np.zeros((4, 5, 3), np.uint8), r"found uint8 \[4, 5, 3\]"),
+        (torch.zeros(4, 5, dtype=torch.uint8), "found Tensor"),
+        (np.full((4, 5), -1), "values from 0 to 255 in the mask of im0, found -1"),
+        (np.full((4, 5), 256), "found 256"),
+    ],
+)
+def test_what_is_no_mask_is_refused(mask, text):
+    with pytest.raises(WsssError, match=text):
+        LabelRecord.of("im0", (0,), mask)
+
+
+BYTES = np.zeros((4, 5), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("records", "text"),
+    [
+        ([("a", (), BYTES + 4)], "mask values up to 3 and 255 in the mask of a, found 4"),
+        ([("a", (3,), BYTES)], "ascending labels from 0 to 2 of a, found 3"),
+        ([("a", (-1,), BYTES)], "found -1"),
+        ([("a", (1, 0), BYTES)], "found 1, 0"),
+        ([("a", ("cat",), BYTES)], "found cat"),
+        ([("a", (), BYTES), ("b", (), BYTES), ("a", (), BYTES)], "each image once .*more of a"),
+        ([("a/b", (), BYTES)], "fit for a file name, found 'a/b'"),
+        ([(3, (), BYTES)], "image ids of text, found 3"),
+        ([("a", (), BYTES[:0])], r"1 to 268435456 pixels of a, found \(0, 5\)"),
+    ],
+)
+def test_records_that_readers_would_refuse_are_not_written(tmp_path, records, text):
+    with pytest.raises(WsssError, match=text):
+        write_label_shard(
+            tmp_path, 0, 1, [LabelRecord.of(*record) for record in records], identity=IDENTITY
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", [(3, 2), (2, 2), (-1, 2), (0, 0), (0, 100_000), (0.0, 1)])
+def test_places_that_no_shard_has_are_refused(tmp_path, place):
+    with pytest.raises(WsssError, match=r"a shard's index from 0 and below the count, .*, found"):
+        write_label_shard(tmp_path, *place, [], identity=IDENTITY)
+
+
+@pytest.mark.parametrize("names", [[], "cat", [1], [str(n) for n in range(255)]])
+def test_an_identity_without_fitting_classes_is_not_written(tmp_path, names):
+    with pytest.raises(WsssError, match="label shards with class_names, at most 254, found"):
+        write_label_shard(tmp_path, 0, 1, [], identity={"class_names": names})

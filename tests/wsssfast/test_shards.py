@@ -7,10 +7,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from tampering import flips, not_plain_data, replace, reseal, reseal_sidecar
 
 from wsssfast.errors import BadFile, WsssError
-from wsssfast.shards import CamRecord, open_shards, verify_shards, write_cam_shard
+from wsssfast.shards import CamRecord, CamShards, open_shards, verify_shards, write_cam_shard
 from wsssfast.shards.safe_h5 import get_text
 from wsssfast.shards.writer import quantise
 
@@ -122,10 +123,10 @@ def test_writing_twice_gives_the_same_bytes(folder, tmp_path):
 
 def test_maps_that_are_not_finite_are_refused():
     bad = record("a", (0,))
-    for value in (np.nan, np.inf, -1.0):
+    for value, text in ((np.nan, "not finite"), (np.inf, "not finite"), (-1, "below 0, .* -1$")):
         grids = {k: [g.copy() for g in v] for k, v in bad.grids.items()}
         grids["final"][1][0, 0, 0] = value
-        with pytest.raises(BadFile, match="not finite"):
+        with pytest.raises(BadFile, match=text):
             CamRecord("a", (30, 41), (0,), grids)
 
 
@@ -230,6 +231,82 @@ def test_mixed_sets_are_refused(folder):
 
 
 def test_ids_that_leave_the_folder_are_refused(tmp_path):
-    write(tmp_path / "s", 0, 1, [record("../../evil", (0,))])
+    write(tmp_path / "s", 0, 1, [record("a", (0,))])
+    reseal_sidecar(tmp_path / "s" / "cams-00000-of-00001.json", {"ids": ["../../evil"]})
     with pytest.raises(WsssError, match="fit for a file name"):
         open_shards(tmp_path / "s")
+
+
+def test_an_image_in_two_shards_is_refused(folder):
+    write(folder, 1, 2, [record("a", (1,))])
+    with pytest.raises(WsssError, match="each image once in the shards"):
+        open_shards(folder)
+    assert verify_shards(folder).problems == ["cams-00001-of-00002: a is there twice"]
+
+
+def test_a_folder_is_a_path_or_its_text_and_most_of_a_sidecar_may_be_left_out(tmp_path):
+    identity = IDENTITY | {"scales": (1.0, 0.5)}
+    epsilons = {"original": 1e-8, "final": 1e-9}
+    wanted = write_cam_shard(
+        str(tmp_path), 0, 1, [record("a", (0,))], identity=identity, epsilons=epsilons
+    )
+    shards = CamShards(str(tmp_path))
+    assert (shards.folder, shards.sidecars) == (tmp_path, {0: wanted})
+    assert (wanted.failed, wanted.config, wanted.versions) == ({}, {}, {})
+    assert verify_shards(str(tmp_path)).problems == []
+
+
+@pytest.mark.parametrize(
+    ("about", "text"),
+    [
+        ({"identity": {}}, r"CAM shards with class_names, scales and stages out of .*, found \{\}"),
+        ({"identity": IDENTITY | {"stages": ["mine"]}}, "stages out of original, .*mine"),
+        ({"identity": IDENTITY | {"ratio": np.ones(2)}}, "the identity in JSON's types: .*ndarray"),
+        ({"identity": 3}, "the identity as a dict, found int"),
+        ({"config": {"out": Path("x")}}, "config in JSON's types: .*Path"),
+        ({"failed": {"x": 3}}, "failed as id -> reason, a text"),
+        ({"epsilons": {"final": 1e-8}}, "an epsilon above 0 of each stage"),
+    ],
+)
+def test_what_readers_would_not_know_is_not_written(tmp_path, about, text):
+    about = {"identity": IDENTITY, "epsilons": {"original": 1e-8, "final": 1e-9}} | about
+    with pytest.raises(WsssError, match=text):
+        write_cam_shard(tmp_path, 0, 1, [record("a", (0,))], **about)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("grids", "text"),
+    [
+        (
+            {"final": [np.zeros((1, 3, 5), np.float64)]},
+            r"float32 \[1, h, w\], found float64 \[1, 3",
+        ),
+        ({"final": [np.zeros((2, 3, 5), np.float32)]}, r"found float32 \[2, 3, 5\]"),
+        ({"final": [np.zeros((3, 5), np.float32)]}, r"found float32 \[3, 5\]"),
+        ({"final": [torch.zeros(1, 3, 5)]}, "found Tensor"),
+    ],
+)
+def test_maps_of_another_form_are_refused(grids, text):
+    with pytest.raises(WsssError, match=text):
+        CamRecord("a", (30, 41), (0,), grids)
+
+
+def test_maps_of_other_stages_and_scales_are_not_written(tmp_path):
+    whole = record("a", (0,)).grids
+    for grids in (
+        {"final": whole["final"]},
+        {stage: grids[:1] for stage, grids in whole.items()},
+        whole | {"original": whole["original"][::-1]},
+        {stage: [np.zeros((1, 0, 5), np.float32)] * 2 for stage in whole},
+    ):
+        with pytest.raises(
+            WsssError, match="maps of 2 scales, of the same sizes in each stage, of"
+        ):
+            write(tmp_path / "s", 0, 1, [CamRecord("a", (30, 41), (0,), grids)])
+
+
+@pytest.mark.parametrize("background", [(0.5, 0.3), -0.1, 1.1, np.nan, (0.1, 0.2, 0.3), "0.4"])
+def test_background_scores_that_decide_nothing_are_refused(folder, background):
+    with pytest.raises(WsssError, match="background"):
+        open_shards(folder).mask("a", background)

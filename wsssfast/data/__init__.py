@@ -11,7 +11,10 @@ __all__ = ["IGNORE", "KINDS", "Dataset", "Item", "open_dataset"]
 
 
 def open_dataset(
-    kind: str, root: Path | None = None, split: str | None = None, labels: Path | None = None
+    kind: str,
+    root: str | Path | None = None,
+    split: str | None = None,
+    labels: str | Path | None = None,
 ) -> Dataset:
     """Index a data set by kind: voc, coco, folder (each with its root) or synthetic (none).
 
@@ -31,6 +34,7 @@ def open_dataset(
         raise WsssError(f"Expected a data set out of {', '.join(KINDS)}, found {kind!r}.")
     if root is None:
         raise WsssError(f"Expected the folder of the {kind} data set.", "Give it by --data-root.")
+    root, labels = Path(root), None if labels is None else Path(labels)
     if kind == "voc":
         from wsssfast.data.voc import open_voc
 

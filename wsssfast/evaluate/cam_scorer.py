@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from wsssfast.data.dataset import IGNORE, Mask
 from wsssfast.errors import WsssError
 from wsssfast.evaluate.scores import Counts, scores
+from wsssfast.shards.require import as_mask
 
 THRESHOLDS = tuple(step / 100 for step in range(60))
 _BINS = 4096  # of [0, 1]; a power of two, so that a value's bin is exact
@@ -37,8 +38,14 @@ class Truth:
         """From a mask [H, W] with 0 background, 1..C, 255 ignored.
 
         Raises:
-            WsssError: values that are neither class nor 255.
+            WsssError: values that are neither class nor 255, or labels that are no class or not
+                each once.
         """
+        mask, known = as_mask(mask), set(labels.tolist())
+        if len(known) < len(labels) or not known <= set(range(classes)):
+            raise WsssError(
+                f"Expected labels from 0 to {classes - 1}, each once, found {labels.tolist()}."
+            )
         totals = np.bincount(mask.ravel(), minlength=256)
         odd = np.flatnonzero(totals[classes + 1 : IGNORE])
         if odd.size:
@@ -93,7 +100,8 @@ class CamScorer:
             mask: [H, W] with 0 background, 1..C, 255 ignored.
 
         Raises:
-            WsssError: a mask of another size, or with values that are no class.
+            WsssError: a mask of another size, or with values that are no class; labels that are no
+                class; maps of other labels, or with values outside [0, 1].
         """
         self.add_truth(Truth.of(mask, labels, len(self.class_names) - 1), maps)
 
@@ -106,24 +114,35 @@ class CamScorer:
             maps: [K, H, W] in [0, 1].
 
         Raises:
-            WsssError: maps of another size than the mask.
+            WsssError: maps of another size than the mask or of other labels, or with values outside
+                [0, 1].
         """
         if maps.shape[1:] != truth.size:
             raise WsssError(
                 f"Expected a mask of the image's size {list(maps.shape[1:])}, found "
                 f"{list(truth.size)} (height, width)."
             )
+        if len(maps) != len(truth.labels):
+            raise WsssError(f"Expected maps of {len(truth.labels)} labels, found {len(maps)}.")
+        if len(maps):
+            self._see(truth, maps.reshape(len(maps), -1))
         self.truth += truth.totals
         self.images += 1
-        count = len(truth.labels)
-        if count == 0:
-            return
-        flat = maps.reshape(count, -1)
+
+    def _see(self, truth: Truth, flat: NDArray[np.float32]) -> None:
+        """Count the pixels of maps [K, H * W], K > 0."""
+        count = len(flat)
         value, slot = flat[0], np.zeros(flat.shape[1], np.int64)
         for k in range(1, count):  # the first of equal maxima wins, as argmax has it
             higher = flat[k] > value
             slot[higher] = k
             value = np.maximum(value, flat[k])
+        low, high = value.min(), value.max()
+        if not (low >= 0 and high <= 1):  # NaN is neither
+            raise WsssError(
+                f"Expected maps of values in [0, 1], found {low:.3g} to {high:.3g}.",
+                "Divide each by its maximum, or mend what made it.",
+            )
         levels, codes = self.seen.shape[2], count + 3
         bins = (value * np.float32(_BINS)).astype(np.int64)
         # a threshold is passed when it is below the value: ties go to background

@@ -10,7 +10,7 @@ from typing import Any
 
 from wsssfast.data.dataset import Dataset
 from wsssfast.evaluate.cam_scorer import CamScorer
-from wsssfast.evaluate.masks import Masks, naming
+from wsssfast.evaluate.masks import Masks, naming, require_kind
 from wsssfast.shards.reader import CamShards
 
 
@@ -29,11 +29,15 @@ def evaluate_cams(
         progress: called with 1 for each image.
 
     Returns:
-        stage -> result of `CamScorer`, and id -> reason of images that could not be scored.
+        stage -> result of `CamScorer` and `Masks.facts`, and id -> reason of images that could not
+        be scored. Images of shards that are missing are in neither: the result's `missing_shards`
+        has the shards' numbers, and `shards.missing_names` their names.
 
     Raises:
-        WsssError: shards of another data set, no masks, or a mask that does not fit its image.
+        WsssError: shards of another kind or data set, no masks, or a mask that does not fit its
+            image.
     """
+    require_kind(shards, CamShards)
     scorers = {stage: CamScorer(shards.class_names) for stage in stages}
     masks = Masks(shards, dataset, progress)
     for image_id, mask in masks:

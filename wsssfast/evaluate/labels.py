@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from wsssfast.data.dataset import IGNORE, Dataset, Mask
 from wsssfast.errors import WsssError
-from wsssfast.evaluate.masks import Masks, naming
+from wsssfast.evaluate.masks import Masks, naming, require_kind
 from wsssfast.evaluate.scores import scores
 from wsssfast.shards.label_shards import LabelShards
+from wsssfast.shards.require import as_mask
 
 Ignored = Literal["background", "skip"]
 
@@ -37,6 +38,7 @@ class LabelScorer:
         Raises:
             WsssError: a mask of another size, or with values that are no class.
         """
+        predicted, mask = as_mask(predicted, "a predicted mask"), as_mask(mask)
         if predicted.shape != mask.shape:
             raise WsssError(
                 f"Expected a mask of the image's size {list(predicted.shape)}, found "
@@ -98,11 +100,15 @@ def evaluate_labels(
         progress: called with 1 for each image.
 
     Returns:
-        The result of `LabelScorer`, and id -> reason of images that could not be scored.
+        The result of `LabelScorer` and `Masks.facts`, and id -> reason of images that could not be
+        scored. Images of shards that are missing are in neither: the result's `missing_shards` has
+        the shards' numbers, and `shards.missing_names` their names.
 
     Raises:
-        WsssError: shards of another data set, no masks, or a mask that does not fit its image.
+        WsssError: shards of another kind or data set, no masks, or a mask that does not fit its
+            image.
     """
+    require_kind(shards, LabelShards)
     scorer = LabelScorer(shards.class_names)
     masks = Masks(shards, dataset, progress)
     for image_id, mask in masks:

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from wsssfast.data.dataset import Dataset, Mask
 from wsssfast.errors import BadFile, WsssError, listing
+from wsssfast.shards.format import KINDS
+from wsssfast.shards.shard_set import ShardSet
 
 
 class Scored(Protocol):
@@ -79,7 +81,14 @@ class Masks:
             )
 
     def facts(self) -> dict[str, Any]:
-        """What was scored and what was not, as JSON-ready values."""
+        """What was scored and what was not, as JSON-ready values.
+
+        Returns:
+            images: how many were scored.
+            images_without_mask: how many could not be, for want of a mask.
+            images_of_split: how many the data set has.
+            missing_shards: numbers of the shards that are not there, whose images are not scored.
+        """
         return {
             "images": self._found,
             "images_without_mask": self._without,
@@ -88,9 +97,25 @@ class Masks:
         }
 
 
+def require_kind(shards: Any, reader: type[ShardSet[Any]]) -> None:
+    """Refuse shards of another kind than are scored here.
+
+    Raises:
+        WsssError: they are not of this reader.
+    """
+    if not isinstance(shards, reader):
+        told = type(shards).__name__
+        if isinstance(shards, ShardSet):
+            told = f"{KINDS[shards.kind][0]} in {shards.folder}"
+        raise WsssError(
+            f"Expected {KINDS[reader.kind][0]}, found {told}.",
+            "evaluate_cams takes CamShards(folder), evaluate_labels LabelShards(folder).",
+        )
+
+
 @contextmanager
 def naming(image_id: str) -> Iterator[None]:
-    """Put the image's id before what is wrong with its mask.
+    """Put the image's id before what is wrong with it, by default with its mask.
 
     Raises:
         WsssError: as inside.
@@ -98,4 +123,4 @@ def naming(image_id: str) -> Iterator[None]:
     try:
         yield
     except WsssError as error:
-        raise WsssError(f"{image_id}: {error.message}", "Mend the mask.") from error
+        raise WsssError(f"{image_id}: {error.message}", error.remedy or "Mend the mask.") from error

@@ -38,6 +38,7 @@ class PngMasks:
     """
 
     missing_shards: tuple[int, ...] = ()
+    missing_names: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, dataset: Dataset) -> None:
         self.folder, self.class_names = folder, dataset.class_names

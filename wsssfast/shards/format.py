@@ -16,6 +16,7 @@ from wsssfast.parse import json_of
 FORMAT_VERSION = 1  # readers read every version up to their own
 DEFAULT_SHARD_SIZE = 512
 MOST_SHARDS = 99_999  # that names of five digits can tell apart
+MOST_PIXELS = 1 << 28  # of an image; PIL itself refuses to decode more than 179 million
 # kind -> how messages call it, and the command that makes it
 KINDS = {
     "cams": ("CAM shards", "wsssfast export-cams"),

@@ -18,7 +18,7 @@ from wsssfast.shards.safe_h5 import get_dataset, get_number, open_h5, read_array
 from wsssfast.shards.score_shards import ScoreShards
 from wsssfast.shards.shard_file import Shard, lengths
 from wsssfast.shards.shard_set import ShardSet
-from wsssfast.threshold import threshold
+from wsssfast.threshold import background_scores, threshold
 
 Grid = NDArray[np.float32]
 
@@ -53,9 +53,10 @@ class CamShard(Shard):
 
 
 class CamShards(ShardSet[CamShard]):
-    """A set of CAM shards, read by image id."""
+    """A set of CAM shards, read by image id: `CamShards("cams").cam("im0")`."""
 
     kind = "cams"
+    identity_keys = f"class_names, scales and stages out of {', '.join(kernels.STAGES)}"
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -112,8 +113,15 @@ class CamShards(ShardSet[CamShard]):
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Full-size normalised CAM of an image: upsampled, summed over scales, min-max.
 
+        Args:
+            image_id: one of `ids`.
+            stage: one of `stages`; the last stored where None.
+
         Returns:
             labels int64 [K] (0-based, sorted) and maps float32 [K, H, W] in [0, 1].
+
+        Raises:
+            WsssError: an unknown id or stage, or a damaged file.
         """
         labels, size, grids, epsilon = self.grids(image_id, stage)
         return labels, full_size(grids, size, epsilon)
@@ -123,10 +131,19 @@ class CamShards(ShardSet[CamShard]):
     ) -> Mask:
         """Segmentation by one background threshold or two, as `threshold` tells.
 
+        Args:
+            image_id: one of `ids`.
+            background: score in [0, 1] up to which a pixel is background; two, low < high: pixels
+                above low and up to high become 255 (ignore).
+            stage: one of `stages`; the last stored where None.
+
         Returns:
-            uint8 [H, W]: 0 background, class + 1, 255 between two thresholds.
+            uint8 [H, W]: 0 background, 1 to C a class + 1, 255 between two thresholds.
+
+        Raises:
+            WsssError: other scores, an unknown id or stage, or a damaged file.
         """
-        cuts = background if isinstance(background, tuple) else (background,)
+        cuts = background_scores(background)
         return threshold(*self.cam(image_id, stage), cuts)
 
     def check(self, image_id: str) -> None:
@@ -138,11 +155,13 @@ class CamShards(ShardSet[CamShard]):
         for stage in self.stages:
             self.grids(image_id, stage)
 
-    def _knows(self, identity: dict[str, Any]) -> bool:
+    @classmethod
+    def knows(cls, identity: dict[str, Any]) -> bool:
+        """Whether an identity has the keys that reading depends on."""
         stages, scales = identity.get("stages"), identity.get("scales")
         lists = all(isinstance(value, list) and value for value in (stages, scales))
         known = lists and set(map(str, stages or ())) <= set(kernels.STAGES)
-        return known and super()._knows(identity)
+        return known and super().knows(identity)
 
     def _read(self, file: h5py.File, shard: Shard) -> CamShard:
         n, scales = len(shard.image_size), len(self.identity["scales"])
@@ -167,7 +186,15 @@ def full_size(grids: list[Grid], size: tuple[int, int], epsilon: float) -> NDArr
 
 
 def open_shards(folder: str | Path) -> CamShards | LabelShards | ScoreShards:
-    """Open a folder of shards of any kind.
+    """Open a folder of shards of any kind, which is told when it runs.
+
+    Type checkers know the kind of `CamShards(folder)` and `LabelShards(folder)` alone.
+
+    Args:
+        folder: where they lie, a path or its text.
+
+    Returns:
+        `CamShards`, `LabelShards` or `ScoreShards`, as their files are named.
 
     Raises:
         WsssError: no shards there, or mixed or damaged ones.

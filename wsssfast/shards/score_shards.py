@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import h5py
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wsssfast.shards.format import Sidecar
 from wsssfast.shards.safe_h5 import read_array
-from wsssfast.shards.shard_file import About, Shard, write_shard
+from wsssfast.shards.shard_file import Shard, write_shard
 from wsssfast.shards.shard_set import ShardSet
 
 Counts = NDArray[np.int64]
@@ -35,13 +35,17 @@ class ScoredImage:
 
 
 def write_score_shard(
-    folder: Path,
+    folder: str | Path,
     index: int,
     count: int,
     images: Sequence[ScoredImage],
     truth: Counts,
     seen: Counts,
-    **about: Unpack[About],
+    *,
+    identity: dict[str, Any],
+    failed: dict[str, str] | None = None,
+    config: dict[str, Any] | None = None,
+    versions: dict[str, str] | None = None,
 ) -> Sidecar:
     """Write one score shard and then its sidecar, as `write_shard` tells.
 
@@ -52,17 +56,24 @@ def write_score_shard(
         images: that were counted.
         truth: int64 [C + 1], as of `CamScorer`.
         seen: int64 [S, 3, C, levels], of each setting; levels is one more than the thresholds.
-        **about: as `About` tells; the identity holds `settings` and `thresholds`.
+        identity: as of `write_label_shard`; holds `settings` and `thresholds` too.
+        failed: id -> reason of the images that are missing.
+        config: resolved options, for the record.
+        versions: of packages, for the record.
 
     Raises:
-        OSError: the disk is full or not writable.
+        WsssError: what readers would refuse.
+        OSError: no such folder, or the disk is full or not writable.
     """
 
     def add(file: h5py.File, images: Sequence[ScoredImage]) -> None:
         file["truth"] = truth
         file.create_dataset("seen", data=seen, compression="gzip", compression_opts=1, shuffle=True)
 
-    return write_shard(folder, "scores", index, count, images, add, **about)
+    return write_shard(
+        folder, "scores", index, count, images, add, identity=ScoreShards.known(identity),
+        failed=failed, config=config, versions=versions,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,7 @@ class ScoreShards(ShardSet[ScoreShard]):
     """A set of score shards, whose counts add up."""
 
     kind = "scores"
+    identity_keys = "class_names, settings and thresholds"
 
     def counts(self) -> tuple[Counts, Counts]:
         """`truth` and `seen` of all images together.
@@ -106,11 +118,14 @@ class ScoreShards(ShardSet[ScoreShard]):
         """
         self._find(image_id)
 
-    def _knows(self, identity: dict[str, Any]) -> bool:
+    @classmethod
+    def knows(cls, identity: dict[str, Any]) -> bool:
+        """Whether an identity has the keys that reading depends on."""
         lists = all(isinstance(identity.get(key), list) for key in ("settings", "thresholds"))
-        return super()._knows(identity) and lists and prod(self._shape(identity)) <= _MOST
+        return super().knows(identity) and lists and prod(cls._shape(identity)) <= _MOST
 
-    def _shape(self, identity: dict[str, Any]) -> tuple[int, int, int, int]:
+    @staticmethod
+    def _shape(identity: dict[str, Any]) -> tuple[int, int, int, int]:
         classes, levels = len(identity["class_names"]), len(identity["thresholds"]) + 1
         return len(identity["settings"]), 3, classes, levels
 

@@ -5,70 +5,44 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, TypeVar, Unpack
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from wsssfast.errors import WsssError
 from wsssfast.files import publish
 from wsssfast.shards.format import (
     FORMAT_VERSION,
+    MOST_PIXELS,
     Sidecar,
     canonical,
     shard_stem,
     write_sidecar,
 )
+from wsssfast.shards.require import Record, plain, require_place, require_records
 from wsssfast.shards.safe_h5 import get_text, read_array
-
-_MOST_PIXELS = 1 << 28  # of an image; PIL itself refuses to decode more than 179 million
-
-
-class Record(Protocol):
-    """What is stored of an image, whatever else a kind of shards adds to it."""
-
-    @property
-    def id(self) -> str:
-        """Of the image."""
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-
-    @property
-    def labels(self) -> tuple[int, ...]:
-        """Image-level labels: 0-based classes, sorted."""
-
 
 R = TypeVar("R", bound=Record)
 
 
-class About(TypedDict):
-    """What a sidecar says of a shard beside its ids and checksums.
-
-    Attributes:
-        failed: id -> reason of the images that are missing.
-        identity: configuration identity of the set; holds `class_names`.
-        config: resolved options, for the record.
-        versions: of packages.
-    """
-
-    failed: dict[str, str]
-    identity: dict[str, Any]
-    config: dict[str, Any]
-    versions: dict[str, str]
-
-
 def write_shard(
-    folder: Path,
+    folder: str | Path,
     kind: str,
     index: int,
     count: int,
     records: Sequence[R],
     add: Callable[[h5py.File, Sequence[R]], None],
-    **about: Unpack[About],
+    *,
+    identity: dict[str, Any],
+    failed: dict[str, str] | None,
+    config: dict[str, Any] | None,
+    versions: dict[str, str] | None,
 ) -> Sidecar:
     """Write one shard and then its sidecar; both appear complete or not at all.
+
+    A shard of this index and count that is there is replaced, as a run that resumes needs it.
 
     Args:
         folder: an existing folder.
@@ -77,18 +51,29 @@ def write_shard(
         count: of all shards.
         records: in the order to be stored.
         add: adds to the file what only this kind has.
-        **about: as `About` tells.
+        identity: configuration identity of the set, which its readers know.
+        failed: id -> reason of the images that are missing.
+        config: resolved options, for the record.
+        versions: of packages, for the record.
 
     Raises:
-        OSError: the disk is full or not writable.
+        WsssError: what readers would refuse, or what JSON cannot hold.
+        OSError: no such folder, or the disk is full or not writable.
     """
+    require_place(index, count)
+    require_records(records, len(identity["class_names"]))
+    failed, config = plain("failed", failed), plain("config", config)
+    versions = plain("versions", versions)
+    if not all(isinstance(reason, str) for reason in failed.values()):
+        raise WsssError("Expected failed as id -> reason, a text, found another type.")
+    folder = Path(folder)
     path = folder / f"{shard_stem(kind, index, count)}.h5"
     # HDF5 crashes when the disk is full as it closes a file: let it write to memory
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         file.attrs["format"] = np.bytes_(f"wsssfast.{kind}")  # of fixed length (safe_h5)
         file.attrs["version"] = FORMAT_VERSION
-        file.attrs["identity"] = canonical(about["identity"])
+        file.attrs["identity"] = canonical(identity)
         names = [record.id.encode() for record in records]
         file["ids"] = np.array(names, dtype=f"S{max(map(len, names), default=1)}")
         sizes = [record.image_size for record in records]
@@ -104,10 +89,10 @@ def write_shard(
         index=index,
         count=count,
         ids=tuple(record.id for record in records),
-        failed=dict(sorted(about["failed"].items())),
-        identity=about["identity"],
-        config=about["config"],
-        versions=about["versions"],
+        failed=dict(sorted(failed.items())),
+        identity=identity,
+        config=config,
+        versions=versions,
         file_bytes=len(content),
         file_sha256=hashlib.sha256(content).hexdigest(),
     )
@@ -166,8 +151,8 @@ def read_shard(path: Path, file: h5py.File, sidecar: Sidecar, classes: int) -> S
         read_array(file, "label_offsets", "int64", (n + 1,)),
         read_array(file, "labels", "uint8", (None,)),
     )
-    if (shard.image_size <= 0).any() or (pixels(shard) > _MOST_PIXELS).any():
-        raise ValueError(f"its images do not have 1 to {_MOST_PIXELS} pixels")
+    if (shard.image_size <= 0).any() or (pixels(shard) > MOST_PIXELS).any():
+        raise ValueError(f"its images do not have 1 to {MOST_PIXELS} pixels")
     lengths(shard.label_offsets, len(shard.labels))
     if shard.labels.max(initial=0) >= classes:
         raise ValueError(f"it has the class {shard.labels.max()} of {classes}")

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from wsssfast.data.dataset import require_safe_ids
 from wsssfast.errors import WsssError
-from wsssfast.shards.format import KINDS, Sidecar, kinds_in, shard_stem, sidecars
+from wsssfast.shards.format import (
+    KINDS,
+    Sidecar,
+    canonical,
+    kinds_in,
+    shard_stem,
+    sidecars,
+)
+from wsssfast.shards.require import plain
 from wsssfast.shards.safe_h5 import open_h5
 from wsssfast.shards.shard_file import Shard, read_shard
 
@@ -24,7 +32,7 @@ class ShardSet(ABC, Generic[S]):
     """A folder of shards of one kind, read by image id, from any number of threads and processes.
 
     Args:
-        folder: where it lies.
+        folder: where it lies, a path or its text.
 
     Attributes:
         folder: where it lies.
@@ -40,8 +48,10 @@ class ShardSet(ABC, Generic[S]):
     """
 
     kind: ClassVar[str]
+    identity_keys: ClassVar[str] = "class_names"  # those that reading depends on
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
         found = list(sidecars(folder, self.kind))
         if not found:
             name, maker = KINDS[self.kind]
@@ -55,7 +65,7 @@ class ShardSet(ABC, Generic[S]):
             raise WsssError(f"Expected one set of shards in {folder}, found several mixed.")
         self.folder = folder
         self.identity: dict[str, Any] = first.identity
-        if not self._knows(self.identity):
+        if not self.knows(self.identity):
             raise WsssError(
                 f"Expected the configuration of {KINDS[self.kind][0]} in {folder}, found another."
             )
@@ -65,6 +75,11 @@ class ShardSet(ABC, Generic[S]):
         self.failed = {i: reason for s in found for i, reason in s.failed.items()}
         self._place = {i: (s.index, n) for s in found for n, i in enumerate(s.ids)}
         self.ids = tuple(self._place)
+        if len(self.ids) < sum(len(s.ids) for s in found):
+            raise WsssError(
+                f"Expected each image once in the shards in {folder}, found some in several.",
+                "`wsssfast verify` names them.",
+            )
         require_safe_ids(self.ids)
         self._kept: OrderedDict[int, S] = OrderedDict()
 
@@ -113,10 +128,27 @@ class ShardSet(ABC, Generic[S]):
             WsssError: an unknown id or a damaged file.
         """
 
-    def _knows(self, identity: dict[str, Any]) -> bool:
+    @classmethod
+    def knows(cls, identity: dict[str, Any]) -> bool:
         """Whether an identity has the keys that reading depends on."""
         names = identity.get("class_names")
         return isinstance(names, list) and bool(names) and all(isinstance(n, str) for n in names)
+
+    @classmethod
+    def known(cls, identity: dict[str, Any]) -> dict[str, Any]:
+        """An identity to be written, as it will be read.
+
+        Raises:
+            WsssError: it lacks keys that reading depends on, or holds what JSON has not.
+        """
+        found = plain("the identity", identity)
+        if not cls.knows(found):
+            raise WsssError(
+                f"Expected an identity of {KINDS[cls.kind][0]} with {cls.identity_keys}, found "
+                f"{canonical(found)[:200]}.",
+                'Such as identity={"class_names": ["cat", "dog"], …}.',
+            )
+        return found
 
     @abstractmethod
     def _read(self, file: h5py.File, shard: Shard) -> S:

@@ -27,12 +27,16 @@ class Verdict:
     problems: list[str] = field(default_factory=list)
 
 
-def verify_shards(folder: Path) -> Verdict:
+def verify_shards(folder: str | Path) -> Verdict:
     """Read every byte of every shard in a folder; any flipped one is found.
+
+    Args:
+        folder: where they lie, a path or its text.
 
     Raises:
         WsssError: no such folder, no shards in it, or shards of several kinds.
     """
+    folder = Path(folder)
     kind = kind_of(folder)
     verdict = Verdict()
     good: list[Sidecar] = []

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wsssfast.errors import BadFile
+from wsssfast.errors import BadFile, WsssError
 from wsssfast.shards.format import Sidecar
-from wsssfast.shards.shard_file import About, ends, write_shard
+from wsssfast.shards.reader import CamShards
+from wsssfast.shards.shard_file import ends, write_shard
 
 Grid = NDArray[np.float32]
 _LEVELS = 65535  # a map's maximum; its values are whole steps of maximum / 65535
@@ -27,6 +28,10 @@ class CamRecord:
         image_size: (height, width) in pixels.
         labels: the classes of the maps, sorted, 0-based.
         grids: stage -> per scale float32 [K, h, w], K = len(labels), values >= 0, flips summed.
+
+    Raises:
+        WsssError: maps of another type or shape.
+        BadFile: maps that are not finite, or have values below 0.
     """
 
     id: str
@@ -35,9 +40,21 @@ class CamRecord:
     grids: dict[str, list[Grid]]
 
     def __post_init__(self) -> None:
-        for grids in self.grids.values():
-            if not all(np.isfinite(grid).all() and (grid >= 0).all() for grid in grids):
+        for grid in (grid for grids in self.grids.values() for grid in grids):
+            self._require_form(grid)
+            if not np.isfinite(grid).all():
                 raise BadFile("its CAM is not finite")
+            if (grid < 0).any():
+                raise BadFile(f"its CAM has values below 0, such as {grid.min():.3g}")
+
+    def _require_form(self, grid: Any) -> None:
+        wanted, known = len(self.labels), isinstance(grid, np.ndarray)
+        if not known or grid.dtype != np.float32 or grid.ndim != 3 or len(grid) != wanted:
+            told = f"{grid.dtype} {list(grid.shape)}" if known else type(grid).__name__
+            raise WsssError(
+                f"Expected maps of {self.id} as numpy arrays float32 [{wanted}, h, w], found "
+                f"{told}."
+            )
 
 
 def quantise(values: Grid) -> tuple[NDArray[np.uint16], np.float32]:
@@ -63,28 +80,45 @@ def as_stored(maps: Grid) -> Grid:
 
 
 def write_cam_shard(
-    folder: Path,
+    folder: str | Path,
     index: int,
     count: int,
     records: Sequence[CamRecord],
     *,
     epsilons: dict[str, float],
-    **about: Unpack[About],
+    identity: dict[str, Any],
+    failed: dict[str, str] | None = None,
+    config: dict[str, Any] | None = None,
+    versions: dict[str, str] | None = None,
 ) -> Sidecar:
-    """Write one CAM shard and then its sidecar, as `write_shard` tells.
+    """Write one CAM shard and then its sidecar; both appear complete or not at all.
+
+    A shard of this index and count that is there is replaced, as a run that resumes needs it.
 
     Args:
         folder: an existing folder.
         index: of the shard, from 0.
         count: of all shards.
-        records: in the order to be stored.
-        epsilons: per stage, the epsilon of the min-max of method §5.
-        **about: as `About` tells; the identity holds `stages` and `scales`.
+        records: in the order to be stored, each image once.
+        epsilons: per stage, the epsilon of the min-max of method §5, above 0.
+        identity: what the numbers depend on, the same for all shards of the folder; holds
+            `class_names`, `stages` and `scales`.
+        failed: id -> reason of the images that are missing.
+        config: resolved options, for the record.
+        versions: of packages, for the record.
 
     Raises:
-        OSError: the disk is full or not writable.
+        WsssError: what readers would refuse: labels that are no class, an id twice, maps that are
+            not of these stages and scales, no `class_names`.
+        OSError: no such folder, or the disk is full or not writable.
     """
-    stages, scales = about["identity"]["stages"], len(about["identity"]["scales"])
+    identity = CamShards.known(identity)
+    stages, scales = identity["stages"], len(identity["scales"])
+    for stage in stages:
+        if not 0 < epsilons.get(stage, 0) < np.inf:
+            raise WsssError(f"Expected an epsilon above 0 of each stage, found {epsilons}.")
+    for record in records:
+        _require_maps(record, stages, scales)
 
     def add(file: h5py.File, records: Sequence[CamRecord]) -> None:
         sizes = [[grid.shape[1:] for grid in record.grids[stages[0]]] for record in records]
@@ -101,7 +135,22 @@ def write_cam_shard(
             packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
             group.create_dataset("values", data=steps, **chunk, **(packed if chunk else {}))
 
-    return write_shard(folder, "cams", index, count, records, add, **about)
+    return write_shard(
+        folder, "cams", index, count, records, add, identity=identity, failed=failed, config=config,
+        versions=versions,
+    )  # fmt: skip
+
+
+def _require_maps(record: CamRecord, stages: list[str], scales: int) -> None:
+    """Refuse a record without maps of the same sizes in each stage, one a scale."""
+    found = {stage: [g.shape[1:] for g in record.grids.get(stage, ())] for stage in stages}
+    sizes = found[stages[0]]
+    if len(sizes) != scales or not np.all(sizes) or any(s != sizes for s in found.values()):
+        told = ", ".join(f"{stage} {list(map(list, found[stage]))}" for stage in stages)
+        raise WsssError(
+            f"Expected maps of {scales} scales, of the same sizes in each stage, of {record.id}, "
+            f"found {told}."
+        )
 
 
 def _flatten(
