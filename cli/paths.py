@@ -9,6 +9,7 @@ import click
 from wsssfast.errors import WsssError
 
 FILE = click.Path(path_type=Path)
+PLANNED = object()  # of a context: its command is not run yet, so what it reads may not be there
 
 
 class Present(click.Path):
@@ -27,8 +28,9 @@ class Present(click.Path):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Any:  # fmt: skip
         """The path, or WsssError where nothing is there."""
-        path = super().convert(value, param, ctx)
-        if not os.path.lexists(path):
+        path = Path(super().convert(value, param, ctx))
+        planned = ctx is not None and ctx.obj is PLANNED
+        if not planned and not os.path.lexists(path):
             raise WsssError(f"Expected {self._what} {path}, found none.", self._remedy)
         return path
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsssfast.cli.options import device_option, pick_device, table, write_json
-from wsssfast.cli.paths import FILE, ROOT
+from wsssfast.cli.paths import FILE, PLANNED, ROOT
 from wsssfast.errors import WORKER_FAILED, WsssError
 from wsssfast.parse import json_of, toml_of
 
@@ -126,7 +126,7 @@ def _require_options(steps: "list[Step]") -> None:
         for part in groups:
             group = group.get_command(click.Context(main), part)
         command = group.get_command(click.Context(group), name)
-        command.make_context(step.name, list(step.words))
+        command.make_context(step.name, list(step.words), obj=PLANNED)
 
 
 def _price(

@@ -1,10 +1,13 @@
 """The public operations: check the arguments, choose an implementation, compute.
 
-Each takes tensors of any device. `backend="reference"` runs the equation-by-equation code that
-defines correctness; `backend="auto"` takes the fastest path that this device has.
+Each takes finite floats on one device, of any and of different dtypes; it computes and returns
+float32, or float64 where one of them is. `backend="reference"` runs the equation-by-equation code
+that defines correctness, and is differentiable; `backend="auto"` takes the fastest path that this
+device has. The other paths are for inference and refuse tensors that require gradients.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, Literal, get_args
 
 import torch
@@ -55,6 +58,7 @@ def related_patches(
     Raises:
         ValueError: not square, or a ratio outside (0, 1].
     """
+    _wide(backend, similarity=similarity)
     if similarity.ndim != 3 or similarity.shape[1] != similarity.shape[2]:
         raise ValueError(f"expected similarity [B, N, N], received {list(similarity.shape)}")
     _expect_ratio(ratio)
@@ -92,6 +96,7 @@ def related_mean(
     Raises:
         ValueError: shapes that do not fit one another, or a ratio outside (0, 1].
     """
+    c2p, similarity = _wide(backend, c2p=c2p, similarity=similarity)
     _expect("similarity", similarity, (c2p.shape[0], c2p.shape[-1], c2p.shape[-1]))
     _expect_ratio(ratio)
     count = reference.related_count(ratio, c2p.shape[-1])
@@ -122,6 +127,7 @@ def propagate(
     Raises:
         ValueError: shapes that do not fit one another.
     """
+    cam, p2p = _wide(backend, cam=cam, p2p=p2p)
     _expect("p2p", p2p, (cam.shape[0], cam.shape[-1], cam.shape[-1]))
     _expect_propagation(propagation)
     chosen = choose(backend, cam)
@@ -168,6 +174,8 @@ def refine(
     Raises:
         ValueError: unknown names or shapes that do not fit one another.
     """
+    others = {} if tokens is None else {"tokens": tokens}
+    cam, c2p, p2p, *wide_tokens = _wide(backend, cam=cam, c2p=c2p, p2p=p2p, **others)
     if cam.ndim != 3 or cam.shape != c2p.shape:
         raise ValueError(
             f"expected cam and c2p of one shape [B, C, N], received {list(cam.shape)} and "
@@ -183,9 +191,11 @@ def refine(
     if not alpha >= 0:
         raise ValueError(f"expected alpha >= 0, received {alpha}")
     _expect_ratio(ratio)
-    if tokens is not None and (tokens.ndim != 3 or tokens.shape[:2] != p2p.shape[:2]):
-        raise ValueError(f"expected tokens [B, N, D] beside p2p, received {list(tokens.shape)}")
-    similarity = p2p if tokens is None else reference.token_similarity(tokens)
+    similarity = p2p
+    for found in wide_tokens:
+        if found.ndim != 3 or found.shape[:2] != p2p.shape[:2]:
+            raise ValueError(f"expected tokens [B, N, D] beside p2p, received {list(found.shape)}")
+        similarity = reference.token_similarity(found)
     chosen = choose(backend, cam, patches=cam.shape[-1])
     if chosen == "reference":
         return reference.stage_maps(
@@ -222,22 +232,33 @@ def refine(
 
 
 def full_size_cam(
-    grids: Sequence[Tensor], size: tuple[int, int], epsilon: float, *, backend: Backend = "auto"
+    grids: Sequence[Tensor],
+    size: tuple[int, int],
+    epsilon: float = 1e-8,
+    *,
+    backend: Backend = "auto",
 ) -> Tensor:
     """The CAM at the image's size: upsampled, summed over scales, min-max (method §5).
 
     Args:
         grids: per scale [C, h, w], flips already flipped back and summed; at least one scale.
         size: (H, W) of the image.
-        epsilon: added to the range of each map.
+        epsilon: added to the range of each map, above 0; `CamOptions.epsilon` has a stage's.
         backend: see the module.
 
     Returns:
         [C, H, W] in [0, 1].
 
     Raises:
-        ValueError: no scales, or scales of different numbers of classes.
+        ValueError: no scales, scales of different numbers of classes, or values out of range.
     """
+    if isinstance(grids, Tensor):
+        raise ValueError("expected a list of grids, one a scale, received a tensor")
+    if not isinstance(size, Sequence) or len(size) != 2 or min(size) < 1 or not epsilon > 0:
+        raise ValueError(
+            f"expected a size (H, W) and an epsilon above 0, received {size}, {epsilon}"
+        )
+    grids = _wide(backend, **{f"grid {n}": grid for n, grid in enumerate(grids)})
     if not grids or any(grid.ndim != 3 or len(grid) != len(grids[0]) for grid in grids):
         raise ValueError(f"expected grids [C, h, w], received {[list(g.shape) for g in grids]}")
     if choose(backend, grids[0]) == "reference":
@@ -254,6 +275,27 @@ def _operations(chosen: str, like: Tensor) -> Any:
 
         return fused
     return eager if like.is_cuda else operators
+
+
+def _wide(backend: Backend, **given: Tensor) -> list[Tensor]:
+    """All in one dtype, float32 or float64, for sums in half precision are too coarse."""
+    tensors = list(given.values())
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            told = getattr(tensor, "dtype", type(tensor).__name__)
+            raise ValueError(f"expected {name} as a tensor of floats, received {told}")
+        if tensor.device != tensors[0].device:
+            raise ValueError(
+                f"expected {name} on {tensors[0].device} as the others, received {tensor.device}"
+            )
+        if tensor.requires_grad and backend != "reference" and torch.is_grad_enabled():
+            raise ValueError(
+                f"expected {name} without gradients, as under torch.no_grad(), received one that "
+                "requires them; backend 'reference' is differentiable"
+            )
+    dtypes = [tensor.dtype for tensor in tensors]
+    work = reduce(torch.promote_types, dtypes, torch.float32)
+    return [tensor.to(work) for tensor in tensors]
 
 
 def _expect_ratio(ratio: float) -> None:

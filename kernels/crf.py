@@ -53,6 +53,8 @@ class Pairwise:
         weights = (self.gaussian_compat, self.bilateral_compat, self.iterations)
         if not all(0 <= weight < float("inf") for weight in weights):
             raise ValueError(f"expected weights and iterations of 0 or more, received {weights}")
+        if not isinstance(self.iterations, int):
+            raise ValueError(f"expected whole iterations, received {self.iterations}")
 
 
 def dense_crf(
@@ -68,7 +70,7 @@ def dense_crf(
     fast. Several settings of the unary of one image share its lattices.
 
     Args:
-        images: uint8 RGB [H, W, 3] each, all on one device.
+        images: torch tensors, uint8 RGB [H, W, 3] each, all on one device.
         unaries: float32 [..., K, H, W] each, energies (-log of a score) of the K classes that take
             part in that image; leading dimensions, the same in all images, are settings computed
             side by side.
@@ -136,14 +138,19 @@ def _check(images: Sequence[Tensor], unaries: Sequence[Tensor]) -> None:
     if len(images) != len(unaries):
         raise ValueError(f"expected as many unaries as images, received {len(unaries)}")
     for image, unary in zip(images, unaries, strict=True):
+        if not isinstance(image, Tensor) or not isinstance(unary, Tensor):
+            raise ValueError(
+                "expected images and unaries as torch tensors, received "
+                f"{type(image).__name__} and {type(unary).__name__}"
+            )
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
                 f"expected images uint8 [H, W, 3], received {image.dtype} {list(image.shape)}"
             )
         if unary.ndim < 3 or unary.shape[-2:] != image.shape[:2] or 0 in unary.shape:
             raise ValueError(
-                f"expected a unary [..., K, {image.shape[0]}, {image.shape[1]}], received "
-                f"{list(unary.shape)}"
+                f"expected a unary [..., K, {image.shape[0]}, {image.shape[1]}] of at least one "
+                f"class, received {list(unary.shape)}"
             )
         if unary.shape[:-3] != unaries[0].shape[:-3]:
             raise ValueError("expected the same leading dimensions of all unaries")

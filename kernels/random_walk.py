@@ -43,8 +43,11 @@ def random_walk(
     """Walk the maps of images of any sizes.
 
     Args:
-        affinities: [34, h, w] each in [0, 1], from `pair_affinity` or `boundary_affinity`.
-        maps: [K, h, w] each, on the same device.
+        affinities: floats [34, h, w] each in [0, 1]: of each cell (y, x) with its neighbours
+            (y + dy, x + dx), in the order of `wsssfast.kernels.affinity.OFFSETS`; from
+            `pair_affinity` or `boundary_affinity` there, or one's own. A cell's affinity to itself
+            is 1; values of neighbours outside the grid are not used.
+        maps: floats [K, h, w] each, on the same device.
         beta: exponent of affinities, above 0.
         steps: of the walk; PSA's 2^logt.
         backend: "torch" works on any device; "auto" takes the faster.
@@ -53,7 +56,7 @@ def random_walk(
         [K, h, w] each, of the dtype of the maps.
 
     Raises:
-        ValueError: other shapes, or constants out of range.
+        ValueError: other shapes, affinities or constants out of range.
     """
     if len(affinities) != len(maps):
         raise ValueError(f"expected as many affinities as maps, received {len(affinities)} and "
@@ -64,6 +67,13 @@ def random_walk(
                 f"expected affinities [{len(OFFSETS)}, h, w] and maps [K, h, w], received "
                 f"{list(affinity.shape)} and {list(one.shape)}"
             )
+        if not affinity.is_floating_point() or not one.is_floating_point():
+            raise ValueError(f"expected floats, received {affinity.dtype} and {one.dtype}")
+        if affinity.requires_grad or one.requires_grad:
+            raise ValueError("expected tensors without gradients: the walk has none")
+        low, high = affinity.aminmax() if affinity.numel() else (0.0, 1.0)
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"expected affinities in [0, 1], received {low:.3g} to {high:.3g}")
     if not 0 < beta < float("inf") or steps < 0:
         raise ValueError(f"expected beta above 0 and steps of 0 or more, received {beta}, {steps}")
     if backend not in ("auto", "torch", "triton"):

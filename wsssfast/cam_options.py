@@ -14,6 +14,10 @@ _CHOICES = {
     "propagation": kernels.Propagation, "related_by": RelatedBy, "fuse": kernels.Fuse,
     "precision": Precision,
 }  # fmt: skip
+_TYPES: dict[str, type] = {
+    "stages": tuple, "scales": tuple, "include_self": bool, "flip": bool, "c2p_layers": int,
+    "p2p_layers": int,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ class CamOptions:
     predict_above: float | None = None
 
     def __post_init__(self) -> None:
+        for key, kind in _TYPES.items():
+            if type(getattr(self, key)) is not kind:
+                found = str(getattr(self, key))[:40]
+                raise WsssError(f"Expected {key} of type {kind.__name__}, found {found!r}.")
         unknown = [stage for stage in self.stages if stage not in kernels.STAGES]
         if unknown or not self.stages or len(set(self.stages)) != len(self.stages):
             raise WsssError(

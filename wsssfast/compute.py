@@ -199,19 +199,20 @@ def _refine(
 ) -> dict[str, Tensor]:
     """Stages [n, K, h, w], the flips summed."""
     h, w = captured.cam.shape[-2:]
-    stages = kernels.refine(
-        captured.cam.flatten(2),
-        captured.c2p,
-        captured.p2p,
-        options.stages,
-        tokens=captured.tokens if options.related_by == "tokens" else None,
-        ratio=options.ratio,
-        alpha=options.alpha,
-        include_self=options.include_self,
-        propagation=options.propagation,
-        fuse=options.fuse,
-        backend=backend,
-    )
+    with autocast(captured.cam.device, "fp32"):  # whatever the caller is within
+        stages = kernels.refine(
+            captured.cam.flatten(2),
+            captured.c2p,
+            captured.p2p,
+            options.stages,
+            tokens=captured.tokens if options.related_by == "tokens" else None,
+            ratio=options.ratio,
+            alpha=options.alpha,
+            include_self=options.include_self,
+            propagation=options.propagation,
+            fuse=options.fuse,
+            backend=backend,
+        )
     return {stage: sum_flips(flat, images, (h, w)) for stage, flat in stages.items()}
 
 

@@ -119,11 +119,11 @@ def test_the_command(wsssfast, tmp_path):
         (["--measured", "colour=x"], "found 'colour'"),
         (["--measured", f"price={tmp_path / 'a.json'}"], "figures of price"),
         (["--measured", "seg=none.json"], "figures of seg"),
-        (["--cams", "x"], "--cams"),
+        (["--cams", tmp_path], "--cams"),
     ):
         code, _, err = wsssfast(*words, *wrong)
         assert code == 2 and told in err
     code, _, err = wsssfast("report")
     assert code == 2 and "--cams" in err
-    code, _, err = wsssfast("report", "--cams", "x", "--measured", "seg=x")
+    code, _, err = wsssfast("report", "--cams", tmp_path, "--measured", "seg=x")
     assert code == 2 and "--paper" in err

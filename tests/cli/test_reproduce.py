@@ -19,11 +19,6 @@ from wsssfast.data.voc import CLASS_NAMES
 from wsssfast.errors import WsssError
 from wsssfast.reproduce import Plan, Step, disk_bytes, run_steps
 
-PRICE = {"device": "here", "options": {"arch": "deit", "images": 8}, "stages": [
-    {"stage": "train", "images_per_second": 2.0, "hours": 1.5, "macs": 1, "parameters": 10**6,
-     "memory": 5},
-    {"stage": "export-cams", "images_per_second": 3.0, "hours": 0.5, "parameters": 10**6},
-]}  # fmt: skip
 SMALL = """
 [train]
 arch = "test_vit"
@@ -207,10 +202,14 @@ def test_the_price_is_told_alone(wsssfast, root, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_whole_pipeline(wsssfast, root, tmp_path):
+def test_the_whole_pipeline(wsssfast, root, tmp_path, monkeypatch):
+    from wsssfast.bench import pipeline
+
+    def price(options, progress, begin):
+        return [pipeline.Price(s, images_per_second=3.0, hours=0.5) for s in options.stages]
+
+    monkeypatch.setattr(pipeline, "price", price)
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "price.json").write_text(json.dumps(PRICE))
     (tmp_path / "c.toml").write_text(SMALL)
     given = words(root, out, "--changes", tmp_path / "c.toml")
     code, text, err = wsssfast(*given)

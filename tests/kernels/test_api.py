@@ -1,5 +1,6 @@
 """The batched path against the reference, and the public operations' refusals."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -71,6 +72,10 @@ def test_selection_equals_a_stable_descending_sort(data):
         ({"alpha": -1.0}, "alpha >= 0"),
         ({"ratio": 0.0}, "ratio in (0, 1]"),
         ({"backend": "cuda"}, "backend auto, triton, eager, reference"),
+        ({"cam": np.zeros((1, 2, 4))}, "cam as a tensor of floats, received float64"),
+        ({"cam": torch.zeros(1, 2, 4).long()}, "cam as a tensor of floats, received torch.int64"),
+        ({"c2p": torch.zeros(1, 2, 4, device="meta")}, "c2p on cpu as the others, received meta"),
+        ({"p2p": torch.zeros(1, 4, 4, requires_grad=True)}, "p2p without gradients"),
     ],
 )
 def test_refine_says_what_it_expected(arguments, words):
@@ -82,6 +87,29 @@ def test_refine_says_what_it_expected(arguments, words):
     with pytest.raises(ValueError) as caught:
         kernels.refine(**(good | arguments))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("kinds", [("float16",) * 3, ("bfloat16",) * 3,
+                                   ("float16", "float32", "bfloat16"),
+                                   ("float32", "float64", "float16")])  # fmt: skip
+def test_stages_of_any_dtypes_are_those_of_the_widest(kinds):
+    torch.manual_seed(0)
+    given = [torch.randn(2, 3, 37), torch.rand(2, 3, 37), torch.randn(2, 37, 37).softmax(-1)]
+    given = [one.to(getattr(torch, kind)) for one, kind in zip(given, kinds, strict=True)]
+    work = torch.float64 if "float64" in kinds else torch.float32
+    wanted = kernels.refine(*(one.double() for one in given), kernels.STAGES, backend="reference")
+    for backend in ("eager", "reference"):
+        found = kernels.refine(*given, kernels.STAGES, backend=backend)
+        for stage, maps in found.items():
+            assert maps.dtype == work
+            assert (maps - wanted[stage]).abs().max() <= 1e-6
+
+
+def test_the_reference_has_gradients():
+    cam = torch.rand(1, 2, 4, requires_grad=True)
+    c2p, p2p = torch.rand(1, 2, 4), torch.rand(1, 4, 4)
+    kernels.refine(cam, c2p, p2p, backend="reference")["final"].sum().backward()
+    assert (cam.grad > 0).all()
 
 
 @pytest.mark.parametrize("scales", [1, 3])
@@ -105,3 +133,8 @@ def test_full_size_cam_at_the_grid_size_leaves_its_input_alone():
     assert torch.equal(grid, kept)
     with pytest.raises(ValueError, match="expected grids"):
         kernels.full_size_cam([], (4, 4), 1e-8)
+    with pytest.raises(ValueError, match="a list of grids"):
+        kernels.full_size_cam(grid, (4, 4))
+    for size, epsilon in ((6, 1e-8), ((6, 6), 0), ((6, 6), -1)):
+        with pytest.raises(ValueError, match="epsilon above 0"):
+            kernels.full_size_cam([grid], size, epsilon)

@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -188,6 +189,7 @@ def test_a_lattice_of_many_points_is_told_apart_and_of_too_many_refused():
         (torch.zeros(4, 5, dtype=torch.uint8), torch.zeros(2, 4, 5), r"uint8 \[H, W, 3\]"),
         (torch.zeros(4, 5, 3, dtype=torch.uint8), torch.zeros(2, 5, 4), r"\[..., K, 4, 5\]"),
         (torch.zeros(4, 5, 3, dtype=torch.uint8), torch.zeros(0, 4, 5), r"\[..., K, 4, 5\]"),
+        (np.zeros((4, 5, 3), np.uint8), torch.zeros(2, 4, 5), "torch tensors, received ndarray"),
         (torch.zeros(4, 5, 3, dtype=torch.uint8), torch.full((2, 4, 5), torch.nan), "finite"),
         (torch.zeros(4, 5, 3, dtype=torch.uint8), torch.full((2, 4, 5), torch.inf), "finite"),
     ],
@@ -205,6 +207,8 @@ def test_constants_and_backends_out_of_range_are_told():
     for changes in ({"gaussian_compat": -1}, {"iterations": -1}):
         with pytest.raises(ValueError, match="0 or more"):
             Pairwise(**changes)
+    with pytest.raises(ValueError, match="whole iterations"):
+        Pairwise(iterations=2.5)
     with pytest.raises(ValueError, match="expected backend auto"):
         kernels.dense_crf([image], [unary], backend="numpy")
     with pytest.raises(ValueError, match="as many unaries"):

@@ -137,6 +137,13 @@ def test_a_walk_says_what_it_expected():
         random_walk([affinity], [maps], steps=-1)
     with pytest.raises(ValueError, match="triton"):
         random_walk([affinity], [maps], backend="cuda")
+    for wrong in (affinity * 3, -affinity, affinity.index_fill(0, torch.tensor(5), torch.nan)):
+        with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+            random_walk([wrong], [maps])
+    with pytest.raises(ValueError, match="floats"):
+        random_walk([affinity], [maps.int()])
+    with pytest.raises(ValueError, match="gradients"):
+        random_walk([affinity.requires_grad_()], [maps])
     with pytest.raises(ValueError, match="features"):
         pair_affinity(maps)
     with pytest.raises(ValueError, match="boundaries"):

@@ -26,17 +26,34 @@ _ORIENTATION = 0x0112  # EXIF tag; values 5-8 swap width and height
 def read_rgb(path: Path) -> Image.Image:
     """The image as RGB, EXIF orientation applied.
 
-    Grey, palette, CMYK, alpha and 16-bit files become what PIL's `convert("RGB")` makes of them
-    (alpha is dropped; 16-bit grey is clipped at 255).
-
     Raises:
-        BadFile: the file cannot be decoded completely.
+        BadFile: the file cannot be decoded completely, or `as_rgb` refuses it.
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return as_rgb(image)
+    except BadFile:
+        raise
     except Exception as error:  # PIL's decoders raise a dozen types for damaged files
         raise BadFile(_reason(error)) from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """RGB, EXIF orientation applied.
+
+    Grey, palette, CMYK and alpha become what PIL's `convert("RGB")` makes of them (alpha is
+    dropped). Of 16 bits a channel the upper 8 are kept: PIL does so for colours, but clips grey.
+
+    Raises:
+        BadFile: 32-bit integers or floats, whose range nothing tells.
+    """
+    if image.mode in ("I", "F"):
+        kind = "floats" if image.mode == "F" else "integers"
+        raise BadFile(f"expected 8 or 16 bits a channel, found 32-bit {kind}: scale them to 8 bits")
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode.startswith("I;16"):
+        turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+    return turned.convert("RGB")
 
 
 def rgb_size(path: Path) -> tuple[int, int]:

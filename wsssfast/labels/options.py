@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 from wsssfast.errors import WsssError
 from wsssfast.kernels import Pairwise
 from wsssfast.shards.format import FORMAT_VERSION
+from wsssfast.threshold import background_scores
 
 LABEL_CRF = Pairwise()
 TEST_CRF = Pairwise(4, 3, 83, 5, 3)  # of the segmenter's output (method §7)
@@ -78,16 +79,12 @@ class LabelOptions:
                 "Give --background or --background-exponent; `wsssfast evaluate cams` tells the "
                 "best threshold where there are masks; without, 0.3 to 0.45 is a start.",
             )
-        if scores and not (_one_or_two(scores) and all(0 <= score <= 1 for score in scores)):
-            raise WsssError(
-                "Expected one background threshold in [0, 1], or two, the lower first, found "
-                f"{_listed(scores)}."
-            )
+        if scores:
+            background_scores(scores)
         if exponents and not (_one_or_two(exponents) and all(0 < a <= 1000 for a in exponents)):
             raise WsssError(
                 "Expected one background exponent above 0 and up to 1000, or two, the lower "
-                "first, found "
-                f"{_listed(exponents)}."
+                f"first, found {','.join(f'{a:g}' for a in exponents)}."
             )
         if self.refine not in get_args(Refine):
             raise WsssError(
@@ -146,10 +143,6 @@ class LabelOptions:
 
 def _one_or_two(values: tuple[float, ...]) -> bool:
     return len(values) in (1, 2) and values[0] < (*values, float("inf"))[1]
-
-
-def _listed(values: tuple[float, ...]) -> str:
-    return ",".join(f"{value:g}" for value in values)
 
 
 def label_identity(cams: dict[str, Any], options: LabelOptions) -> dict[str, Any]:
