@@ -36,8 +36,9 @@ def dataset_options(command: F) -> F:
         click.option("--split", help="Which part: a name of the data set's, or a list file; "
                      "voc: train_aug, coco: train2014 or train2017, else all; coco takes "
                      "SPLIT:list.txt too."),
-        click.option("--labels", type=FILE, help="Image labels: a .json, .csv or .npy file; "
-                     "where they are not used, none; export-cams: predicted."),
+        click.option("--labels", type=FILE, help="Image labels, not the data set's own: a .json, "
+                     ".csv or .npy file. none: do without (dataset check, train-seg, predict). "
+                     "predicted: what the classifier sees (export-cams, export-labels)."),
     )):  # fmt: skip
         decorated = option(decorated)
     wrapped: F = decorated
@@ -68,7 +69,7 @@ class Data:
 
         if self.predicted:
             return open_unlabelled(self._named(), self.root, self.split, classes)
-        return self.open()
+        return self._open_or("--labels predicted takes the classes that the classifier sees")
 
     def open_images(self, classes: tuple[str, ...]) -> "Dataset":
         """Where image labels are not used: --labels none or predicted needs none."""
@@ -76,7 +77,16 @@ class Data:
 
         if self.labels in (_NONE, _PREDICTED):
             return open_unlabelled(self._named(), self.root, self.split, classes)
-        return self.open()
+        return self._open_or("--labels none does without them")
+
+    def _open_or(self, way: str) -> "Dataset":
+        """As `open`; where labels are missing, the other way is told."""
+        from wsssfast.data.dataset import NoLabels
+
+        try:
+            return self.open()
+        except NoLabels as error:
+            raise WsssError(error.message, f"{way}. Or: {error.remedy}") from error
 
     def held_out(self, split: str | None) -> "Dataset | None":
         """Another split, with masks to score against; None where none is named."""

@@ -16,7 +16,7 @@ from wsssfast.cli.options import (
     write_json,
 )
 from wsssfast.cli.paths import FILE
-from wsssfast.errors import USER_ERROR
+from wsssfast.errors import USER_ERROR, counted, listing
 
 if TYPE_CHECKING:
     from wsssfast.data.check import DatasetReport
@@ -50,9 +50,12 @@ def check(data: Data, json_path: str | None) -> None:
     for problem in report.problems[:20]:
         click.echo(f"does not fit: {problem}", err=True)
     if report.problems:
+        for image_id, reason in list(report.unreadable.items())[:20]:
+            click.echo(f"unreadable: {image_id}: {reason}", err=True)
+        unread = f"; {counted(len(report.unreadable), 'input')} could not be read"
         click.echo(
-            f"Error: {len(report.problems)} masks do not fit their images, the first: "
-            f"{report.problems[0]}.",
+            "Error: Expected masks of their images' size and classes, found "
+            f"{len(report.problems)} that do not fit{unread if report.unreadable else ''}.",
             err=True,
         )
         sys.exit(USER_ERROR)
@@ -93,7 +96,7 @@ def synth(out: Path, split: str) -> None:
 def _report(data: Data, *, decode: bool, json_path: str | None) -> "DatasetReport":
     from wsssfast.data.check import check_dataset
 
-    opened = data.open()
+    opened = data.open_images(())
     with progress("dataset", len(opened)) as advance:
         report = check_dataset(opened, decode=decode, progress=advance)
     write_json(asdict(report), json_path)
@@ -108,12 +111,14 @@ def _report(data: Data, *, decode: bool, json_path: str | None) -> "DatasetRepor
         sizes = report.sizes
         masks = ""
         if report.masks:
+            others = listing(report.disagreements)
             masks = (
-                f"; {report.masks} masks ({report.with_ignore} with 255), of which "
-                f"{report.disagreements} have other classes than the labels"
+                f"; {counted(report.masks, 'mask')} ({report.with_ignore} with 255), of which "
+                f"{len(report.disagreements)} have other classes than the labels"
+                + (f" ({others})" if others else "")
             )
         click.echo(
-            f"{report.images} images: {report.multi_label} with several labels, "
+            f"{counted(report.images, 'image')}: {report.multi_label} with several labels, "
             f"{report.unlabelled} with none{masks}."
         )
         if sizes:

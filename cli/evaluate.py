@@ -15,6 +15,7 @@ from wsssfast.cli.options import (
     write_json,
 )
 from wsssfast.cli.paths import CAMS, FILE, LABELS, writable_page
+from wsssfast.errors import counted
 from wsssfast.parse import parts_of
 
 _AGAIN = "Complete the shards, then run this command again."
@@ -193,14 +194,21 @@ def seg(
 
 
 def _tell_unscored(result: dict[str, Any], failed: dict[str, str]) -> None:
-    if result["images"] < result["images_of_split"]:
-        click.echo(
-            f"Only {result['images']} of the split's {result['images_of_split']} images are "
-            f"scored: {len(result['missing_shards'])} shards are missing, {len(failed)} images "
-            f"unreadable, {result['images_without_mask']} without mask, the rest not in the "
-            "shards.",
-            err=True,
-        )
+    images, split = result["images"], result["images_of_split"]
+    if images < split:
+        without = result["images_without_mask"]
+        reasons = {
+            f"{counted(len(result['missing_shards']), 'shard')} missing": result["missing_shards"],
+            f"{len(failed)} could not be read or do not fit": failed,
+            f"{without} without mask": without,
+            f"{split - images - without - len(failed)} not in what was scored":
+                split - images - without - len(failed),
+        }  # fmt: skip
+        told = ", ".join(reason for reason, there in reasons.items() if there)
+        click.echo(f"Only {images} of the split's {split} images are scored: {told}.", err=True)
+    if result["images_of_others"]:
+        others = counted(result["images_of_others"], "image")
+        click.echo(f"Not scored, as the split does not have them: {others}.", err=True)
 
 
 def _tell_classes(result: dict[str, Any]) -> None:

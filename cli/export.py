@@ -12,7 +12,6 @@ from wsssfast.cli.filling import filling_options
 from wsssfast.cli.network_options import network_options
 from wsssfast.cli.options import (
     config_option,
-    counted,
     device_option,
     finish,
     json_option,
@@ -23,6 +22,7 @@ from wsssfast.cli.options import (
     write_json,
 )
 from wsssfast.cli.paths import CHECKPOINT, FILE
+from wsssfast.errors import counted
 from wsssfast.parse import parts_of
 from wsssfast.torchrun import own_cores
 

@@ -12,7 +12,6 @@ from wsssfast.cli.filling import filling_options
 from wsssfast.cli.network_options import network_options
 from wsssfast.cli.options import (
     config_option,
-    counted,
     device_option,
     finish,
     given,
@@ -32,7 +31,7 @@ from wsssfast.cli.refine_options import (
     pick_crf,
     walk_options,
 )
-from wsssfast.errors import WsssError
+from wsssfast.errors import WsssError, counted
 from wsssfast.torchrun import own_cores
 
 _NETWORK = ("predict_above", "batch_size", "decode_workers", "shard_size")
@@ -134,7 +133,7 @@ def export_labels(
     if cams:
         refuse(ctx, [*others], "--checkpoint, which computes CAMs")
         if not looks:
-            refuse(ctx, ["kind", "root", "split", "labels"], "--refine crf or an AffinityNet")
+            refuse(ctx, ["split", "labels"], "--refine crf or an AffinityNet")
     if background and background_exponent:  # a flag wins over the recipe's other one
         if given(ctx, "background") and not given(ctx, "background_exponent"):
             background_exponent = ()

@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from wsssfast.cli.paths import FILE, writable_file
-from wsssfast.errors import SOME_UNREADABLE, WsssError, listing
+from wsssfast.errors import SOME_UNREADABLE, WsssError, counted, listing
 from wsssfast.parse import toml_of
 from wsssfast.torchrun import torchrun_worker
 
@@ -57,9 +57,17 @@ def _config_value(path: Path, key: str, value: Any, parameter: click.Parameter) 
 def _read_values(ctx: click.Context, path: Path) -> dict[str, Any]:
     """Values of a TOML file by parameter name, each checked against its option."""
     try:
-        found = toml_of(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # not TOML, or not UTF-8
+        found = toml_of(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise WsssError(f"Expected a TOML file at {path}: {error.strerror}.") from error
+    except ValueError as error:  # not TOML, or not UTF-8
         raise WsssError(f"Expected a TOML file at {path}: {error}") from error
+    sections = [name for name, value in found.items() if isinstance(value, dict)]
+    if sections:
+        raise WsssError(
+            f"Expected lines of option = value in {path}, found the section [{sections[0][:40]}].",
+            "Leave its line out: a file is for one command.",
+        )
     known = {
         flag.lstrip("-"): parameter
         for parameter in ctx.command.params
@@ -276,11 +284,6 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         grid.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 160, markup=False).print(grid)
-
-
-def counted(number: int, what: str) -> str:
-    """`1 shard`, `1,200 shards`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def shards_told(summary: "ExportSummary") -> str:

@@ -52,6 +52,15 @@ def writable_file(ctx: click.Context, param: click.Parameter, path: str | None) 
     return path
 
 
+def writable_folder(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    """Like `writable_file`, for a folder that is made."""
+    if path is not None:
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise WsssError(f"Expected to write into {path}: {there} is no writable folder.")
+    return path
+
+
 def writable_page(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
     """Like `writable_file`, for a page whose folder is made."""
     if path is not None:

@@ -12,7 +12,6 @@ from wsssfast.cli.data_options import Data, dataset_options
 from wsssfast.cli.filling import filling_options
 from wsssfast.cli.options import (
     config_option,
-    counted,
     device_option,
     finish,
     json_option,
@@ -23,8 +22,9 @@ from wsssfast.cli.options import (
     shards_told,
     write_json,
 )
-from wsssfast.cli.paths import CHECKPOINT, FILE
+from wsssfast.cli.paths import CHECKPOINT, FILE, writable_folder, writable_page
 from wsssfast.cli.refine_options import CRF, crf_constants, pick_crf
+from wsssfast.errors import counted
 from wsssfast.torchrun import own_cores
 
 if TYPE_CHECKING:
@@ -73,8 +73,18 @@ if TYPE_CHECKING:
     help="Processes on a CPU.  [default: a worker's share of the cores; 1 on a GPU]",
 )
 @click.option("--shard-size", default=512, show_default=True, help="Images a shard.")
-@click.option("--png", type=FILE, help="Write the masks as palette PNG files into a folder too.")
-@click.option("--archive", type=FILE, help="Write VOC's results archive (.tgz) for its server too.")
+@click.option(
+    "--png",
+    type=FILE,
+    callback=writable_folder,
+    help="Write the masks as palette PNG files into a folder too.",
+)
+@click.option(
+    "--archive",
+    type=FILE,
+    callback=writable_page,
+    help="Write VOC's results archive (.tgz) for its server too.",
+)
 @device_option
 @filling_options
 @json_option

@@ -12,7 +12,7 @@ import click
 
 from wsssfast.cli.options import json_option, table, write_json
 from wsssfast.cli.paths import SHARDS
-from wsssfast.errors import SOME_UNREADABLE, USER_ERROR, WsssError, listing
+from wsssfast.errors import SOME_UNREADABLE, USER_ERROR, WsssError, counted, listing
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -49,6 +49,7 @@ def inspect(folder: Path, json_path: str | None) -> None:
     if json_path == "-":
         return
     told = {key: value for key, value in found.items() if not isinstance(value, dict)}
+    told["missing_shards"] = listing(shards.missing_names, 8)
     told["bytes_per_image"] = round(stored / max(1, len(shards)))
     told["failed"] = listing([f"{name}: {reason}" for name, reason in shards.failed.items()])
     told |= {**_made_from(first.config), "versions": first.versions}
@@ -108,7 +109,8 @@ def verify(folder: Path, json_path: str | None) -> None:
     verdict = verify_shards(folder)
     write_json(asdict(verdict), json_path)
     if json_path != "-":
-        click.echo(f"{verdict.shards} shards with {verdict.images} images checked in {folder}")
+        shards, images = counted(verdict.shards, "shard"), counted(verdict.images, "image")
+        click.echo(f"{shards} with {images} checked in {folder}")
         for name in verdict.missing:
             click.echo(f"missing: {name} (run the export again)")
         for image_id, reason in verdict.failed.items():

@@ -12,7 +12,6 @@ import click
 from wsssfast.cli.fields import field_options
 from wsssfast.cli.options import (
     config_option,
-    counted,
     device_option,
     json_option,
     recipe_option,
@@ -20,6 +19,7 @@ from wsssfast.cli.options import (
     table,
     write_json,
 )
+from wsssfast.errors import counted
 from wsssfast.training.options import RunOptions, Schedule
 
 if TYPE_CHECKING:

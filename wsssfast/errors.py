@@ -40,3 +40,9 @@ def listing(names: list[str] | tuple[str, ...], most: int = 3) -> str:
     """`a, b, c and 4 more`: enough of a list for one line."""
     shown = ", ".join(str(name)[:80] for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def counted(number: int, what: str) -> str:
+    """`1 shard`, `1,200 shards`, `20 classes`."""
+    ending = "" if number == 1 else "es" if what.endswith("s") else "s"
+    return f"{number:,} {what}{ending}"

@@ -140,7 +140,7 @@ def test_config_files_give_defaults_that_flags_override(wsssfast, setup, tmp_pat
     assert (identity["propagation"], identity["flip"]) == ("scatter", False)
     for wrong, text in (
         ("ration = 0.5", "Unknown key 'ration'"), ("ratio = true", "ratio in"),
-        ("[ratio]", "to be a number"), ("flip = 3", "to be of type bool"),
+        ("[ratio]", "found the section [ratio]"), ("flip = 3", "to be of type bool"),
         ("split = 3", "to be of type str"), ("shard-size = 1.5", "to be of type int"),
         ("batch-size = 1.5", "at least 1, or auto, found '1.5'"),
         ("out = ['a']", "to be of type str"), ("ratio = ", "Expected a TOML file"),
@@ -148,6 +148,42 @@ def test_config_files_give_defaults_that_flags_override(wsssfast, setup, tmp_pat
         config.write_text(wrong + "\n")
         code, _, err = wsssfast("export-cams", *words(setup), "--config", config)
         assert (code, text in err, err.count("\n")) == (2, True, 1), err
+
+
+def test_a_part_of_what_was_exported_can_be_scored_and_a_mask_that_does_not_fit_is_listed(
+    wsssfast, setup, tmp_path
+):
+    assert wsssfast("export-cams", *words(setup))[0] == 0
+    root, labels = setup["--data-root"], tmp_path / "labels"
+    data = ["--dataset", "folder", "--data-root", root]
+    assert (
+        wsssfast(
+            "export-labels", "--cams", setup["--out"], *data, "--background", "0.4", "--out", labels
+        )[0]
+        == 0
+    )  # what is not needed does no harm
+    (tmp_path / "list.txt").write_text("im0\nim2.png\n")
+    part = [*data, "--split", tmp_path / "list.txt"]
+    for command, folder in (("cams", setup["--out"]), ("labels", labels), ("seg", labels)):
+        code, out, err = wsssfast("evaluate", command, folder, *part, "--json", "-")
+        found = json.loads(out)
+        assert (code, found["images"], found["images_of_others"]) == (0, 2, 2), err
+        assert err == "Not scored, as the split does not have them: 2 images.\n"
+    Image.new("L", (7, 5)).save(root / "masks" / "im2.png")
+    for command, folder in (("cams", setup["--out"]), ("labels", labels), ("seg", labels)):
+        code, out, err = wsssfast("evaluate", command, folder, *part, "--json", "-")
+        assert (code, json.loads(out)["images"]) == (3, 1)
+        told = "prediction: 33x47 pixels" if command == "seg" else "Expected a mask of the image's"
+        assert f"unreadable: im2: {told}" in err
+    (tmp_path / "list.txt").write_text("im2\n")
+    code, _, err = wsssfast("evaluate", "labels", labels, *part)
+    assert (code, "found none for 1 image. im2: Expected a mask of the image's size" in err) == (
+        2,
+        True,
+    )
+    (root / "classes.txt").write_text("dog\ncat\ncow\n")
+    code, _, err = wsssfast("evaluate", "labels", labels, *data)
+    assert (code, "data set's 3 classes, found them in another order" in err) == (2, True)
 
 
 def test_the_batch_size_may_be_left_to_the_program(wsssfast, setup, tmp_path):
@@ -274,8 +310,8 @@ def test_a_mask_of_another_size_is_named(wsssfast, setup, tmp_path):
     data = ["--dataset", "folder", "--data-root", setup["--data-root"]]
     scores = tmp_path / "scores.json"
     code, _, err = wsssfast("evaluate", "cams", setup["--out"], *data, "--json", scores)
-    assert (code, "im2" in err, scores.exists()) == (2, True, False)
-    assert "found [5, 5]" in err.strip().splitlines()[-1]
+    assert (code, json.loads(scores.read_text())["images"]) == (3, 3)
+    assert "unreadable: im2: Expected a mask" in err and "found [5, 5]" in err
     code, _, err = wsssfast("dataset", "check", *data)
     assert (code, "mask of 5x5" in err) == (2, True)
 

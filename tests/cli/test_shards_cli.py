@@ -34,7 +34,8 @@ def test_inspect_says_what_made_the_shards(wsssfast, folder):
     assert told == {
         "kind": "labels", "images": "3", "bytes": str(size),
         "bytes_per_image": str(round(size / 3)),
-        "missing_shards": "1", "failed": "im9: truncated", "data set": "voc", "split": "train_aug",
+        "missing_shards": "labels-00001-of-00002", "failed": "im9: truncated",
+        "data set": "voc", "split": "train_aug",
         "checkpoint": "run/last", "versions": "torch 2.6, wsssfast 0.1.0", "weights": HASH[:12],
         "class_names": "2 classes", "scales": "1.0, 0.5",
     }  # fmt: skip

@@ -246,11 +246,15 @@ def test_a_file_cut_after_it_was_opened_is_refused(folder):
         shards.mask("a")
 
 
-def test_a_shard_whose_file_is_gone_is_told(folder):
+def test_a_shard_whose_file_is_gone_is_told_and_missing(folder):
+    shards, all_of_them = open_shards(folder), verify_shards(folder)
     (folder / f"{FIRST}.h5").unlink()
     with pytest.raises(WsssError, match="file not found"):
-        open_shards(folder).mask("a")
-    assert verify_shards(folder).problems
+        shards.mask("a")
+    assert open_shards(folder).missing_names == [FIRST]
+    verdict = verify_shards(folder)
+    assert (verdict.missing, verdict.problems) == ([FIRST], [])
+    assert verdict.shards == all_of_them.shards - 1
 
 
 def test_a_shard_of_ones_own_takes_an_identity_alone_and_replaces_the_one_before(tmp_path):

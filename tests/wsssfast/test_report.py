@@ -265,7 +265,8 @@ def test_label_shards_are_shown_in_place_of_thresholded_maps(made, tmp_path):
     for name, classes in (("labels", ["cat", "dog", "cow"]), ("others", ["cat"])):
         (tmp_path / name).mkdir()
         write_label_shard(
-            tmp_path / name, 0, 1, [LabelRecord.of("im0", (1,), mask * (name == "labels"))],
+            tmp_path / name, 0, 1,
+            [LabelRecord.of("im0", (len(classes) // 2,), mask * (name == "labels"))],
             failed={}, identity={"class_names": classes}, config={}, versions={},
         )  # fmt: skip
     shards, out = CamShards(root / "cams"), tmp_path / "r.html"

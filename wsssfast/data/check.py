@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+from PIL import Image
 
 from wsssfast.data.dataset import IGNORE, Dataset, Item
 from wsssfast.errors import BadFile, listing
@@ -21,8 +22,8 @@ class DatasetReport:
         mask_counts: class -> images whose mask holds it.
         multi_label: images with more than one label.
         unlabelled: images with no label.
-        disagreements: images with a mask whose classes are not the labels (boxes against masks:
-            normal in VOC).
+        disagreements: ids of images with a mask whose classes are not the labels (boxes against
+            masks: normal in VOC).
         with_ignore: masks that hold 255.
         sizes: smallest and largest width and height of the images.
         unreadable: id -> reason.
@@ -36,7 +37,7 @@ class DatasetReport:
     mask_counts: dict[str, int] = field(default_factory=dict)
     multi_label: int = 0
     unlabelled: int = 0
-    disagreements: int = 0
+    disagreements: list[str] = field(default_factory=list)
     with_ignore: int = 0
     sizes: dict[str, int] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -65,11 +66,14 @@ def check_dataset(
         label_counts=dict.fromkeys(names, 0),
         mask_counts=dict.fromkeys(names, 0),
     )
+    blank: list[str] = []
     with ThreadPoolExecutor(workers) as pool:
         for item, looked in zip(
             dataset, pool.map(lambda i: _look(dataset, i, decode), dataset), strict=True
         ):
-            size, present, problem, unreadable = looked
+            size, flat, present, problem, unreadable = looked
+            if flat:
+                blank.append(item.id)
             for label in item.labels:
                 report.label_counts[names[label]] += 1
             report.multi_label += len(item.labels) > 1
@@ -86,11 +90,17 @@ def check_dataset(
                 report.masks += 1
                 classes = {int(v) - 1 for v in present if v not in (0, IGNORE)}
                 report.with_ignore += IGNORE in present
-                report.disagreements += classes != set(item.labels)
+                if classes != set(item.labels):
+                    report.disagreements.append(item.id)
                 for label in classes & set(range(len(names))):
                     report.mask_counts[names[label]] += 1
             progress(1)
     report.notes = _notes(dataset, report.label_counts)
+    if blank:
+        report.notes.append(
+            f"{len(blank)} of the images look black, white or of one shade all over, as 12 bits "
+            f"stored in 16 do: {listing(blank, 8)}"
+        )
     return report
 
 
@@ -108,9 +118,7 @@ def _notes(dataset: Dataset, counts: dict[str, int]) -> list[str]:
             notes.append(f"the class {name!r} has a comma: labels are separated by ;")
     rare = [name for name, count in counts.items() if count == 1]
     if rare and len(dataset) > len(rare):
-        notes.append(
-            f"a single image has the class {listing(rare, 8)}: is it spelled as the others?"
-        )
+        notes.append(f"a single image has the class {listing(rare, 8)}: check how it is spelled")
     absent = [name for name, count in counts.items() if count == 0]
     if absent and len(absent) < len(counts):
         notes.append(f"no image has the class {listing(absent, 8)}")
@@ -119,18 +127,22 @@ def _notes(dataset: Dataset, counts: dict[str, int]) -> list[str]:
 
 def _look(
     dataset: Dataset, item: Item, decode: bool
-) -> tuple[tuple[int, int] | None, set[int] | None, str, str]:
-    """(width, height), mask values, what does not fit, and what could not be read."""
+) -> tuple[tuple[int, int] | None, bool, set[int] | None, str, str]:
+    """(width, height), whether it is blank, mask values, what does not fit, what is unreadable."""
     size = present = None
-    problem = unreadable = ""
+    problem, unreadable, blank = "", "", False
     try:
-        size = dataset.load_image(item).size if decode else dataset.image_size(item)
+        if decode:
+            image = dataset.load_image(item)
+            size, blank = image.size, _is_blank(image)
+        else:
+            size = dataset.image_size(item)
     except BadFile as error:
         unreadable = str(error)
     try:
         mask = dataset.load_mask(item)
     except BadFile as error:
-        return size, None, problem, unreadable or f"mask: {error}"
+        return size, blank, None, problem, unreadable or f"mask: {error}"
     if mask is not None:
         present = set(np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist())
         height, width = mask.shape
@@ -141,4 +153,11 @@ def _look(
             problem = (
                 f"mask value {max(beyond)}, expected at most {len(dataset.class_names)} or 255"
             )
-    return size, present, problem, unreadable
+    return size, blank, present, problem, unreadable
+
+
+def _is_blank(image: Image.Image) -> bool:
+    """Whether 99 % of the pixels of an RGB image lie within 16 of 256 steps."""
+    counts = np.array(image.convert("L").histogram())
+    within = np.convolve(counts, np.ones(16, dtype=np.int64))
+    return bool(within.max() >= 0.99 * counts.sum())

@@ -158,6 +158,15 @@ def one_spelling(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def class_name(text: str) -> str:
+    """One spelling of a class's name: composed letters, single plain spaces."""
+    return " ".join(one_spelling(text).split())
+
+
+class NoLabels(WsssError):  # noqa: N818  (as BadFile)
+    """A data set without image-level labels, where a command may do without."""
+
+
 def read_ids(path: Path) -> list[str]:
     """Ids of a list file: one a line, plain or PSA-style (`/JPEGImages/x.jpg /Segm…/x.png`).
 

@@ -5,16 +5,16 @@ from pathlib import Path
 from wsssfast.data.dataset import (
     Dataset,
     Item,
+    NoLabels,
+    class_name,
     one_spelling,
     read_ids,
     read_lines,
     require_folder,
 )
-from wsssfast.data.images import item_image, item_mask, item_size
+from wsssfast.data.images import EXTENSIONS, item_image, item_mask, item_size
 from wsssfast.data.labels_file import match_labels, read_csv, read_labels
 from wsssfast.errors import WsssError, listing
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 
 
 def open_folder(root: Path, split: str | None = None, labels: Path | None = None) -> Dataset:
@@ -33,7 +33,7 @@ def open_folder(root: Path, split: str | None = None, labels: Path | None = None
     images, wanted = folder_images(root, split)
     source = labels or root / "labels.csv"
     if not source.is_file():
-        raise WsssError(
+        raise NoLabels(
             f"Expected the labels of the images at {source}, found none.",
             "Write a CSV with the header image,labels and rows such as cat1.jpg,cat;sofa.",
         )
@@ -125,7 +125,7 @@ def _ignored(folder: Path) -> tuple[str, ...]:
 def _class_names(root: Path, source: Path) -> tuple[str, ...]:
     listed = root / "classes.txt"
     if listed.is_file():
-        return tuple(read_lines(listed, "class names"))
+        return tuple(map(class_name, read_lines(listed, "class names")))
     if source.suffix != ".csv":
         raise WsssError(f"Expected the class names at {listed}, found none.")
     return tuple(sorted({name for names in read_csv(source).values() for name in names}))

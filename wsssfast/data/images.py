@@ -1,5 +1,6 @@
 """Decode one image or mask file, exactly as PIL does."""
 
+import logging
 import os
 import struct
 import warnings
@@ -17,6 +18,12 @@ from wsssfast.errors import BadFile
 # filter for good, as `catch_warnings` is not safe in the threads that decode.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
+# What Pillow's TIFF reader logs it raises too; unheard, a log of Python's goes to stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2",
+)  # fmt: skip
 MOST_PIXELS = 2 * 89_478_485  # beyond it PIL decodes no image, nor is there a mask
 _WIDTH, _HEIGHT = 0x0100, 0x0101  # TIFF tags
 _PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")

@@ -1,19 +1,22 @@
 """Image-level labels from a file: JSON, CSV, or the field's pickled `cls_labels.npy`."""
 
 import csv
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wsssfast.data.dataset import one_spelling
+from wsssfast.data.dataset import NoLabels, class_name, one_spelling
+from wsssfast.data.images import EXTENSIONS
 from wsssfast.data.safe_pickle import read_npy
 from wsssfast.errors import WsssError, listing
 from wsssfast.parse import json_of
 
 Labels = dict[str, tuple[int, ...]]
 _VOC_CLASSES, _COCO_CLASSES = 20, 80
+_HEADER = re.compile(r'\s*"?image"?\s*([,;\t])\s*"?labels"?\s*(?:\1|$)', re.IGNORECASE)
 _NUMBERS = (int, float, np.number, np.bool_)
 
 
@@ -21,7 +24,7 @@ def read_labels(path: Path, class_names: tuple[str, ...]) -> Labels:
     """Labels of each image id in a labels file.
 
     - `.json`: {id: [class names or 0-based indices]}
-    - `.csv`: header `image,labels`, classes separated by `;`
+    - `.csv`: see `read_csv`
     - `.npy`: a pickled {id: multi-hot array of C} (MCTformer, PSA, IRN); read without running it
 
     A file extension of an image (`x.jpg`) is dropped from the ids of CSV files.
@@ -41,12 +44,13 @@ def read_labels(path: Path, class_names: tuple[str, ...]) -> Labels:
     if path.suffix == ".csv":
         rows: dict[str, list[str]] = {}
         for name, names in read_csv(path).items():
-            if Path(name).stem in rows:
+            image_id = Path(name).stem if Path(name).suffix.lower() in EXTENSIONS else name
+            if image_id in rows:
                 raise WsssError(
-                    f"Found {Path(name).stem[:80]!r} in two rows of {path}.",
+                    f"Found {image_id[:80]!r} in two rows of {path}.",
                     "Leave one, with all labels of the image separated by ;.",
                 )
-            rows[Path(name).stem] = names
+            rows[image_id] = names
         return _from_names(rows, path, class_names)
     raise WsssError(f"Expected a .json, .csv or .npy labels file, found {path.name}.")
 
@@ -54,35 +58,46 @@ def read_labels(path: Path, class_names: tuple[str, ...]) -> Labels:
 def read_csv(path: Path) -> dict[str, list[str]]:
     """Rows of a `image,labels` CSV as {image: [class names]}, in file order.
 
+    Classes are separated by `;`. Columns are separated by a comma, or as spreadsheets of other
+    countries write them, by `;` (several labels in quotes) or a tab. Rows without anything are
+    left out.
+
     Raises:
         WsssError: another header, a row without a name, or an image twice.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header = list(reader.fieldnames or [])
-            if header[:2] != ["image", "labels"]:
+            first = file.readline()
+            found = _HEADER.match(first)
+            if not found:
                 raise WsssError(
-                    f"Expected the header image,labels in {path}, found {','.join(header)[:80]!r}.",
+                    f"Expected the header image,labels in {path}, found {first.strip()[:80]!r}.",
                     "Columns are separated by a comma, the labels of an image by ;, as in "
                     "cat1.jpg,cat;sofa.",
                 )
+            others = first.count(found[1]) - 1
+            header = ["image", "labels", *(f"column {n}" for n in range(others))]
+            reader = csv.DictReader(file, header, delimiter=found[1])
             rows: dict[str, list[str]] = {}
             for row in reader:
+                if not any(row.values()):
+                    continue
                 name = (row["image"] or "").strip()
                 if not name or name in rows:
                     what = "an image twice" if name else "a row without an image"
                     raise WsssError(
-                        f"Found {what} in {path}, line {reader.line_num}: {name[:80]!r}.",
+                        f"Found {what} in {path}, line {reader.line_num + 1}: {name[:80]!r}.",
                         "Leave one row for each image, with all its labels separated by ;.",
                     )
                 if row.get(None):
+                    several = '"cat;dog"' if found[1] == ";" else "cat;dog"
                     raise WsssError(
                         f"Expected {len(header)} columns in {path}, found more in line "
-                        f"{reader.line_num}.",
-                        f"Write {name[:40]},cat;dog for an image of several labels.",
+                        f"{reader.line_num + 1}.",
+                        f"Write {name[:40]}{found[1]}{several} for an image of several labels.",
                     )
-                rows[name] = [n.strip() for n in (row["labels"] or "").split(";") if n.strip()]
+                names = map(class_name, (row["labels"] or "").split(";"))
+                rows[name] = [one for one in names if one]
             return rows
     except UnicodeDecodeError as error:
         raise WsssError(
@@ -111,7 +126,7 @@ def match_labels(labels: Mapping[str, tuple[int, ...]], ids: Iterable[str], know
     if missing:
         folded = {name.casefold(): name for name in labels}
         near = next((folded[i.casefold()] for i in missing if i.casefold() in folded), None)
-        raise WsssError(
+        raise NoLabels(
             f"Expected labels for every image, found none for {listing(missing)} in {source}"
             + (f", but for {near}." if near else "."),
             "Add them to the labels file (an empty list says: none of the classes).",
@@ -145,8 +160,8 @@ def _from_names(rows: Mapping[str, list[Any]], path: Path, class_names: tuple[st
             is_index = isinstance(name, int) and not isinstance(name, bool)
             if is_index and 0 <= name < len(class_names):
                 found.add(name)
-            elif isinstance(name, str) and name in index:
-                found.add(index[name])
+            elif isinstance(name, str) and class_name(name) in index:
+                found.add(index[class_name(name)])
             else:
                 raise WsssError(
                     f"Unknown class {str(name)[:60]!r} of image {key[:60]!r} in {path}.",

@@ -6,7 +6,7 @@ from xml.etree.ElementTree import ParseError
 import defusedxml
 from defusedxml.ElementTree import parse
 
-from wsssfast.data.dataset import Dataset, Item, read_ids, require_folder
+from wsssfast.data.dataset import Dataset, Item, NoLabels, read_ids, require_folder
 from wsssfast.data.images import item_image, item_mask, item_size
 from wsssfast.data.labels_file import match_labels, read_labels
 from wsssfast.errors import WsssError, listing
@@ -45,7 +45,7 @@ def open_voc(root: Path, split: str | None = None, labels: Path | None = None) -
     elif (root / "Annotations").is_dir():
         found = {i: _xml_labels(root / "Annotations" / f"{i}.xml") for i in ids}
     else:
-        raise WsssError(
+        raise NoLabels(
             f"Expected image labels in {root / 'Annotations'}, found none.",
             "Name a labels file with --labels.",
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from wsssfast.data.dataset import Dataset
 from wsssfast.evaluate.cam_scorer import CamScorer
-from wsssfast.evaluate.masks import Masks, naming, require_kind
+from wsssfast.evaluate.masks import Masks, require_kind
 from wsssfast.shards.reader import CamShards
 
 
@@ -43,7 +43,9 @@ def evaluate_cams(
     for image_id, mask in masks:
         for stage, scorer in scorers.items():
             labels, maps = shards.cam(image_id, stage)
-            with naming(image_id):
+            with masks.scoring(image_id):
                 scorer.add(labels, maps, mask)
+            if image_id in masks.failed:
+                break
     results = {stage: {**scorer.result(), **masks.facts()} for stage, scorer in scorers.items()}
     return results, masks.failed

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from wsssfast.data.dataset import IGNORE, Dataset, Mask
 from wsssfast.errors import WsssError
-from wsssfast.evaluate.masks import Masks, naming, require_kind
+from wsssfast.evaluate.masks import Masks, require_kind
 from wsssfast.evaluate.scores import scores
 from wsssfast.shards.label_shards import LabelShards
 from wsssfast.shards.require import as_mask
@@ -113,6 +113,6 @@ def evaluate_labels(
     masks = Masks(shards, dataset, progress)
     for image_id, mask in masks:
         predicted = shards.mask(image_id)
-        with naming(image_id):
+        with masks.scoring(image_id):
             scorer.add(predicted, mask)
     return {**scorer.result(ignored), **masks.facts()}, masks.failed

@@ -14,7 +14,7 @@ from wsssfast.data.dataset import IGNORE, Dataset, Mask, odd_values
 from wsssfast.data.images import read_mask
 from wsssfast.errors import BadFile, WsssError, listing
 from wsssfast.evaluate.labels import LabelScorer
-from wsssfast.evaluate.masks import Masks, naming
+from wsssfast.evaluate.masks import Masks
 from wsssfast.evaluate.scores import mean_of
 from wsssfast.shards.format import kinds_in
 from wsssfast.shards.label_shards import LabelShards
@@ -157,23 +157,16 @@ def evaluate_segmentation(
     images: list[ImageScore] = []
     masks = Masks(predicted, dataset, progress)
     for image_id, mask in masks:
-        try:
+        with masks.scoring(image_id, BadFile, "prediction: "):
             found = _fitting(predicted.mask(image_id), mask, len(names))
-        except BadFile as error:
-            masks.failed[image_id] = f"prediction: {error}"
+        if image_id in masks.failed:
             continue
-        one = LabelScorer(dataset.class_names)
-        with naming(image_id):
+        with masks.scoring(image_id):
+            one = LabelScorer(dataset.class_names)
             one.add(found, mask)
-        plain = np.where(found == IGNORE, 0, found)
-        boundaries.add(plain, mask)
-        scorer.merge(one)
-        images.append(ImageScore(image_id, float(one.result()["miou"])))
-    if not images:
-        raise WsssError(
-            f"Expected predictions that can be scored in {predicted.folder}, found none.",
-            listing([f"{image_id}: {reason}" for image_id, reason in masks.failed.items()], 1),
-        )
+            boundaries.add(np.where(found == IGNORE, 0, found), mask)
+            scorer.merge(one)
+            images.append(ImageScore(image_id, float(one.result()["miou"])))
     confusion = scorer.confusion()
     result = scorer.result()
     for key in ("per_class", "per_class_fp", "per_class_fn"):
@@ -195,7 +188,7 @@ def evaluate_segmentation(
         "confusion": confusion.tolist(),
         "class_names": list(names),
     }
-    return {**result, **masks.facts(), "images": len(images)}, images, masks.failed
+    return {**result, **masks.facts()}, images, masks.failed
 
 
 def _fitting(found: Mask, mask: Mask, values: int) -> Mask:

@@ -87,7 +87,7 @@ def write_report(
     """
     if out.is_dir():
         raise WsssError(f"Expected a file for the report, found a folder at {out}.")
-    Masks(shards, dataset, progress)  # refuses another data set
+    Masks(shards, dataset, progress).require_all()
     if labels is not None and labels.class_names != shards.class_names:
         raise WsssError(
             f"Expected label shards of the classes of {shards.folder}, found others in "

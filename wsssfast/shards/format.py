@@ -189,16 +189,24 @@ def require_same_identity(found: dict[str, Any], wanted: dict[str, Any], folder:
     Raises:
         WsssError: they differ.
     """
-    differ = [
-        f"{key} (there {_short(found.get(key))}, now {_short(wanted.get(key))})"
-        for key in sorted(found.keys() | wanted.keys())
-        if found.get(key) != wanted.get(key)
-    ]
+    differ = list(_differences(found, wanted))
     if differ:
         raise WsssError(
             f"Expected results of this configuration in {folder}, found others: {listing(differ)}.",
             "Choose another --out, or discard them with --overwrite.",
         )
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any], within: str = "") -> Iterator[str]:
+    """Each key whose values differ, with both."""
+    for key in sorted(found.keys() | wanted.keys()):
+        there, now = found.get(key), wanted.get(key)
+        if there != now and isinstance(there, dict) and isinstance(now, dict):
+            yield from _differences(there, now, f"{within}{key}.")
+        elif there != now and key == "dataset":
+            yield f"{within}{key} (other images, image labels or classes)"
+        elif there != now:
+            yield f"{within}{key} (there {_short(there)}, now {_short(now)})"
 
 
 def _short(value: Any) -> str:

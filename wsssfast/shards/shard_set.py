@@ -52,7 +52,7 @@ class ShardSet(ABC, Generic[S]):
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
-        found = list(sidecars(folder, self.kind))
+        found = [one for one in sidecars(folder, self.kind) if (folder / f"{one.stem}.h5").exists()]
         if not found:
             name, maker = KINDS[self.kind]
             others = " and ".join(KINDS[kind][0] for kind in kinds_in(folder))

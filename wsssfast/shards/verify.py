@@ -46,6 +46,8 @@ def verify_shards(folder: str | Path) -> Verdict:
         except WsssError as error:
             verdict.problems.append(error.message)
             continue
+        if not (folder / f"{sidecar.stem}.h5").exists():
+            continue  # as missing as if it had no sidecar
         verdict.shards += 1
         verdict.images += len(sidecar.ids)
         verdict.failed.update(sidecar.failed)

@@ -51,7 +51,7 @@ def test_everything_is_counted(root, decode, workers):
     assert report.label_counts == {"cat": 3, "dog": 3, "cow": 1, "horse": 0}
     assert report.mask_counts == {"cat": 3, "dog": 1, "cow": 0, "horse": 0}
     assert (report.multi_label, report.unlabelled) == (2, 1)
-    assert (report.disagreements, report.with_ignore) == (1, 1)
+    assert (len(report.disagreements), report.with_ignore) == (1, 1)
     sizes = {"min_width": 5, "max_width": 8, "min_height": 4, "max_height": 9}
     assert report.sizes == sizes
     assert (report.unreadable, report.problems) == ({}, [])
@@ -68,7 +68,7 @@ def test_a_mask_value_beyond_the_classes_is_a_problem(root):
     Image.new("L", (8, 4), 5).save(root / "masks" / "b.png")
     report = check_dataset(open_folder(root))
     assert report.problems == ["b: mask value 5, expected at most 4 or 255"]
-    assert report.disagreements == 2
+    assert len(report.disagreements) == 2
     assert report.mask_counts == {"cat": 2, "dog": 1, "cow": 0, "horse": 0}
 
 
@@ -98,6 +98,17 @@ def test_only_decoding_finds_what_is_cut_off(root):
     assert report.problems == ["b: image of 64x64 pixels, mask of 8x4"]
 
 
+def test_an_image_of_one_shade_is_noted(root):
+    rng = np.random.RandomState(0)
+    for name in "abcde":
+        path = next((root / "images").glob(f"{name}.*"))
+        Image.fromarray(rng.randint(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    assert not [note for note in check_dataset(open_folder(root)).notes if "shade" in note]
+    Image.fromarray(rng.randint(0, 4096, (64, 64)).astype(np.uint16)).save(path)  # 12 bits
+    note = "1 of the images look black, white or of one shade all over"
+    assert note in check_dataset(open_folder(root)).notes[-1]
+
+
 def voc_table():
     """(train_aug label, train_aug mask, val label, val mask) of each class in the README."""
     row = re.compile(r"^\| \d+ (\w+) \| (\d+) of \d+ \| (\d+) \| (\d+) of \d+ \| (\d+) \|$", re.M)
@@ -121,7 +132,7 @@ def test_real_voc_has_the_published_counts(
     assert report.mask_counts == {name: row[column + 1] for name, row in table.items()}
     assert (report.images, report.masks) == (images, images)
     assert (report.multi_label, report.unlabelled) == (multi_label, 0)
-    assert report.disagreements == disagreements
+    assert len(report.disagreements) == disagreements
     assert report.with_ignore == with_ignore
     assert (report.unreadable, report.problems) == ({}, [])
     assert min(report.sizes["min_width"], report.sizes["min_height"]) <= 304
@@ -162,7 +173,7 @@ def test_what_looks_like_a_mistake_is_noted(tmp_path):
         "not read as images: photo.HEIC",
         "the classes 'Cat' and 'cat' differ in case only",
         "the class 'dog, cow' has a comma: labels are separated by ;",
-        "a single image has the class dog, cow: is it spelled as the others?",
+        "a single image has the class dog, cow: check how it is spelled",
     ]
     (root / "labels.csv").write_text(
         "image,labels\n" + "".join(f"im{n}.png,cat\n" for n in range(4))

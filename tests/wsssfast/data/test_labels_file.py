@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wsssfast.data.dataset import class_name
 from wsssfast.data.labels_file import match_labels, read_csv, read_labels
 from wsssfast.errors import WsssError
 
@@ -124,6 +125,27 @@ def test_a_vector_of_anything_but_0_and_1_is_refused(tmp_path, value):
     assert f"Expected 0 and 1 for each image in {path}" in refusal(read_labels, path, CLASSES)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'Image;Labels\r\na.x.2.jpg;"cat;dog"\r\nb.1;\r\n;\r\n',
+        "image\tlabels\na.x.2\tcat ; dog\nb.1.png\t\n",
+        '"image", "labels",note\na.x.2,"cat; dog",\nb.1,,x\n,,\n',
+    ],
+)
+def test_spreadsheets_of_any_country_are_read_and_dots_belong_to_names(tmp_path, text):
+    (tmp_path / "l.csv").write_text(text, encoding="utf-8-sig")
+    found = read_labels(tmp_path / "l.csv", ("cat", "dog"))
+    assert found == {"a.x.2": (0, 1), "b.1": ()}
+
+
+def test_a_class_has_one_spelling(tmp_path):
+    classes = ("fore\u0302t", "solar\u00a0 panel")
+    (tmp_path / "l.csv").write_text("image,labels\na,for\u00eat;solar panel\n", encoding="utf-8")
+    assert read_labels(tmp_path / "l.csv", tuple(map(class_name, classes))) == {"a": (0, 1)}
+    assert list(read_csv(tmp_path / "l.csv").values()) == [list(map(class_name, classes))]
+
+
 def test_labels_in_columns_of_their_own_are_refused(tmp_path):
     path = text_file(tmp_path / "l.csv", "image,labels\na.jpg,cat\nb.jpg,cat,dog\n")
     message = refusal(read_csv, path)
@@ -162,7 +184,8 @@ def test_a_row_without_an_image_is_named_by_its_line(tmp_path):
     [
         ("name,classes\na.jpg,cat\n", "'name,classes'"),
         ("labels,image\ncat,a.jpg\n", "'labels,image'"),
-        ("image;labels\na.jpg;cat\n", "'image;labels'"),
+        ("image:labels\na.jpg:cat\n", "'image:labels'"),
+        ("image,labels;more\n", "'image,labels;more'"),
         ("a.jpg,cat\n", "'a.jpg,cat'"),
         ("", "''"),
     ],
