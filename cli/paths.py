@@ -28,7 +28,7 @@ class Present(click.Path):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Any:  # fmt: skip
         """The path, or WsssError where nothing is there."""
-        path = Path(super().convert(value, param, ctx))
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
         planned = ctx is not None and ctx.obj is PLANNED
         if not planned and not os.path.lexists(path):
             raise WsssError(f"Expected {self._what} {path}, found none.", self._remedy)

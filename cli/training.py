@@ -88,10 +88,12 @@ class _Shown:
             f"{counted(steps // options.epochs, 'step')} an epoch",
             counted(options.epochs, "epoch"), in_all,
         ))  # fmt: skip
-        if step:
+        if step == steps:
+            text += "; already complete, nothing is trained again"
+        elif step:
             text += f"; continuing after step {step:,} of {steps:,}"
         self._line(f"{self._title}: {text}")
-        if steps < _FEW:
+        if steps < _FEW and step < steps:
             remedy = "give more --epochs or a smaller --batch-size."
             self._line(f"Only {in_all}: too few to learn from; {remedy}")
 

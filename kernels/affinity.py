@@ -30,7 +30,7 @@ def starts(height: int, width: int) -> tuple[slice, slice]:
 
 
 def pair_affinity(features: Tensor) -> Tensor:
-    """exp(-mean over channels of |f_i - f_j|) of all pairs.
+    """exp(-mean over channels of abs(f_i - f_j)) of all pairs.
 
     Args:
         features: [B, D, h, w].

@@ -57,10 +57,10 @@ class CamOptions:
     predict_above: float | None = None
 
     def __post_init__(self) -> None:
-        for key, kind in _TYPES.items():
-            if type(getattr(self, key)) is not kind:
+        for key, wanted in _TYPES.items():
+            if type(getattr(self, key)) is not wanted:
                 found = str(getattr(self, key))[:40]
-                raise WsssError(f"Expected {key} of type {kind.__name__}, found {found!r}.")
+                raise WsssError(f"Expected {key} of type {wanted.__name__}, found {found!r}.")
         unknown = [stage for stage in self.stages if stage not in kernels.STAGES]
         if unknown or not self.stages or len(set(self.stages)) != len(self.stages):
             raise WsssError(

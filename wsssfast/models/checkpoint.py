@@ -59,7 +59,7 @@ def load_model(path: str | Path) -> ClassTokenViT:
     are named after VOC or COCO where their number says so.
 
     Returns:
-        The model in evaluation mode, float32, on CPU.
+        The model in evaluation mode, float32, on CPU; `config.class_names` are its classes.
 
     Raises:
         WsssError: no such file, not a checkpoint, or one of another kind.
