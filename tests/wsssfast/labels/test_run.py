@@ -215,7 +215,7 @@ def test_scores_equal_those_of_the_sweep_at_the_same_threshold_exactly(cams, tru
         out = tmp_path / str(score)
         export_labels(cams, out, LabelOptions("final", (score,)))
         result, failed = evaluate_labels(LabelShards(out), truth)
-        assert failed == {"im5": "truncated"}
+        assert failed == {}  # im5 could not be exported, but is not of this data set
         assert result["miou"] == curve[score]
         assert (result["coverage"], result["ignored"]) == (1.0, "background")
     for key in result.keys() - {"coverage", "ignored"}:
