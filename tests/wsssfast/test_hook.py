@@ -116,7 +116,8 @@ def test_other_networks_are_refused():
     vit.blocks[1].attn = timm.layers.AttentionRope(48, 3)
     with pytest.raises(WsssError, match="attention of the type AttentionRope"):
         AttentionHook(vit)
-    vit.blocks[1].attn = timm.layers.Attention(48, 3, attn_head_dim=8)
+    vit.blocks[1].attn = timm.layers.Attention(48, 3)
+    vit.blocks[1].attn.qkv = torch.nn.Linear(48, 72)
     with pytest.raises(WsssError, match="heads that are together wider or narrower"):
         AttentionHook(vit)
 
