@@ -107,7 +107,8 @@ def _report(data: Data, *, decode: bool, json_path: str | None) -> "DatasetRepor
             for n, name in enumerate(opened.class_names)
         ]  # fmt: skip
         title = f"{opened.name} {opened.split}: images per class (labels: {opened.label_source})"
-        table(title, ["class", "label", "mask"], rows)
+        if rows:
+            table(title, ["class", "label", "mask"], rows)
         sizes = report.sizes
         masks = ""
         if report.masks:

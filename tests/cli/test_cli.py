@@ -128,6 +128,16 @@ def test_synthetic_scenes_can_be_written_and_checked(wsssfast, tmp_path):
     assert (code, "empty or new folder" in err) == (2, True)
 
 
+def test_images_without_labels_are_checked_alone(wsssfast, setup, tmp_path):
+    (setup["--data-root"] / "labels.csv").unlink()
+    words = ["dataset", "check", "--dataset", "folder", "--data-root", setup["--data-root"]]
+    code, _, err = wsssfast(*words)
+    assert (code, "labels.csv, found none. --labels none does without" in err) == (2, True)
+    code, out, err = wsssfast(*words, "--labels", "none")
+    assert (code, err) == (0, "")
+    assert out.startswith("4 images: 0 with several labels, 4 with none.\nWidth 33-64")
+
+
 def test_config_files_give_defaults_that_flags_override(wsssfast, setup, tmp_path):
     config = tmp_path / "c.toml"
     config.write_text('ratio = 0.5\nscales = [1.0, 0.5]\npropagation = "scatter"\nflip = false\n')
