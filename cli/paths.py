@@ -52,10 +52,15 @@ def writable_file(ctx: click.Context, param: click.Parameter, path: str | None) 
     return path
 
 
+def _nearest(path: Path) -> Path:
+    """The path, or the innermost folder above it that is there."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def writable_folder(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
     """Like `writable_file`, for a folder that is made."""
     if path is not None:
-        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        there = _nearest(path)
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise WsssError(f"Expected to write into {path}: {there} is no writable folder.")
     return path
@@ -64,7 +69,7 @@ def writable_folder(ctx: click.Context, param: click.Parameter, path: Path | Non
 def writable_page(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
     """Like `writable_file`, for a page whose folder is made."""
     if path is not None:
-        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        there = _nearest(path)
         fits = there.is_file() if there == path else there.is_dir()
         if path.is_dir():
             raise WsssError(f"Expected to write the file {path}, found a folder.")

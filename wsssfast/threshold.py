@@ -10,6 +10,11 @@ from wsssfast.data.dataset import IGNORE, Mask
 from wsssfast.errors import WsssError
 
 
+def one_or_two(values: tuple[float, ...]) -> bool:
+    """Whether there is one value, or two of which the first is the lower."""
+    return len(values) in (1, 2) and values[0] < (*values, float("inf"))[1]
+
+
 def background_scores(given: Any) -> tuple[float, ...]:
     """One background score or two, as `threshold` takes them.
 
@@ -23,8 +28,7 @@ def background_scores(given: Any) -> tuple[float, ...]:
         scores = tuple(map(float, given if isinstance(given, Sequence) else (given,)))
     except (TypeError, ValueError):
         scores = ()
-    rising = len(scores) == 1 or (len(scores) == 2 and scores[0] < scores[1])
-    if not rising or not all(0 <= score <= 1 for score in scores):
+    if not one_or_two(scores) or not all(0 <= score <= 1 for score in scores):
         raise WsssError(
             "Expected one background threshold in [0, 1], or two, the lower first, found "
             f"{','.join(f'{score:g}' for score in scores) or str(given)[:40]}."

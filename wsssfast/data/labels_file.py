@@ -156,15 +156,16 @@ def _from_names(rows: Mapping[str, list[Any]], path: Path, class_names: tuple[st
     labels: Labels = {}
     for key, names in rows.items():
         found = set()
-        for name in names:
+        for given in names:
+            name: Any = class_name(given) if isinstance(given, str) else given
             is_index = isinstance(name, int) and not isinstance(name, bool)
             if is_index and 0 <= name < len(class_names):
                 found.add(name)
-            elif isinstance(name, str) and class_name(name) in index:
-                found.add(index[class_name(name)])
+            elif isinstance(name, str) and name in index:
+                found.add(index[name])
             else:
                 raise WsssError(
-                    f"Unknown class {str(name)[:60]!r} of image {key[:60]!r} in {path}.",
+                    f"Unknown class {str(given)[:60]!r} of image {key[:60]!r} in {path}.",
                     f"Expected one of {listing(class_names, 8)}.",
                 )
         labels[one_spelling(key)] = tuple(sorted(found))

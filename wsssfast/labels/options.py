@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from wsssfast.errors import WsssError
 from wsssfast.kernels import Pairwise
 from wsssfast.shards.format import FORMAT_VERSION
-from wsssfast.threshold import background_scores
+from wsssfast.threshold import background_scores, one_or_two
 
 LABEL_CRF = Pairwise()
 TEST_CRF = Pairwise(4, 3, 83, 5, 3)  # of the segmenter's output (method §7)
@@ -81,7 +81,7 @@ class LabelOptions:
             )
         if scores:
             background_scores(scores)
-        if exponents and not (_one_or_two(exponents) and all(0 < a <= 1000 for a in exponents)):
+        if exponents and not (one_or_two(exponents) and all(0 < a <= 1000 for a in exponents)):
             raise WsssError(
                 "Expected one background exponent above 0 and up to 1000, or two, the lower "
                 f"first, found {','.join(f'{a:g}' for a in exponents)}."
@@ -139,10 +139,6 @@ class LabelOptions:
         if self.cell > 1:
             told["cell"] = self.cell
         return told
-
-
-def _one_or_two(values: tuple[float, ...]) -> bool:
-    return len(values) in (1, 2) and values[0] < (*values, float("inf"))[1]
 
 
 def label_identity(cams: dict[str, Any], options: LabelOptions) -> dict[str, Any]:
